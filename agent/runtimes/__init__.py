@@ -1,0 +1,1 @@
+"""Libraries that run a model: one file per runtime, found through the table."""

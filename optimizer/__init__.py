@@ -1,0 +1,1 @@
+"""A library: a model in, checked variants out. No gRPC, no devices."""

@@ -1,0 +1,54 @@
+"""The measure lock of a host: nothing else of ours runs while one of its devices measures.
+
+Measuring takes the lock alone; optimisation passes share it with each other. It is a `flock`, so a killed process gives it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_POLL_S = 0.01
+
+
+def default_path() -> Path:
+    """One file per machine, in a folder that every user may write to."""
+    folder = Path("/run/lock")
+    return (folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())) / "edgefarm-measure.lock"
+
+
+@contextlib.contextmanager
+def hold(*, exclusive: bool, path: Path | None = None, cancelled: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Waits for the lock and holds it inside the block; yields False, without the lock, once `cancelled()` is true."""
+    descriptor = _open(path or default_path())
+    try:
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        yield _wait(descriptor, kind, cancelled)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    with contextlib.suppress(OSError):  # another user's file: its mode is already right
+        os.fchmod(descriptor, 0o666)
+    return descriptor
+
+
+def _wait(descriptor: int, kind: int, cancelled: Callable[[], bool]) -> bool:
+    while not cancelled():
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""Generated gRPC code, protocol version 1."""

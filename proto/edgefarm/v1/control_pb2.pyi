@@ -1,0 +1,196 @@
+from edgefarm.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class OrderState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ORDER_STATE_UNSPECIFIED: _ClassVar[OrderState]
+    ORDER_STATE_QUEUED: _ClassVar[OrderState]
+    ORDER_STATE_SENT: _ClassVar[OrderState]
+    ORDER_STATE_DONE: _ClassVar[OrderState]
+    ORDER_STATE_CANCELLED: _ClassVar[OrderState]
+    ORDER_STATE_QUARANTINED: _ClassVar[OrderState]
+ORDER_STATE_UNSPECIFIED: OrderState
+ORDER_STATE_QUEUED: OrderState
+ORDER_STATE_SENT: OrderState
+ORDER_STATE_DONE: OrderState
+ORDER_STATE_CANCELLED: OrderState
+ORDER_STATE_QUARANTINED: OrderState
+
+class Run(_message.Message):
+    __slots__ = ("name", "campaign", "number", "spec_digest", "spec", "state", "owner", "labels", "started_unix_ms", "finished_unix_ms", "exit_code", "report")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SPEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    campaign: str
+    number: int
+    spec_digest: str
+    spec: str
+    state: str
+    owner: str
+    labels: _containers.ScalarMap[str, str]
+    started_unix_ms: int
+    finished_unix_ms: int
+    exit_code: int
+    report: str
+    def __init__(self, name: _Optional[str] = ..., campaign: _Optional[str] = ..., number: _Optional[int] = ..., spec_digest: _Optional[str] = ..., spec: _Optional[str] = ..., state: _Optional[str] = ..., owner: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., started_unix_ms: _Optional[int] = ..., finished_unix_ms: _Optional[int] = ..., exit_code: _Optional[int] = ..., report: _Optional[str] = ...) -> None: ...
+
+class OpenRunRequest(_message.Message):
+    __slots__ = ("campaign", "spec_digest", "spec", "owner", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    SPEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    campaign: str
+    spec_digest: str
+    spec: str
+    owner: str
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, campaign: _Optional[str] = ..., spec_digest: _Optional[str] = ..., spec: _Optional[str] = ..., owner: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class RunsRequest(_message.Message):
+    __slots__ = ("campaign",)
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    campaign: str
+    def __init__(self, campaign: _Optional[str] = ...) -> None: ...
+
+class RunsReply(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[Run]
+    def __init__(self, runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ...) -> None: ...
+
+class DevicesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DeviceStatus(_message.Message):
+    __slots__ = ("device", "device_class", "state", "last_seen_unix_ms", "reason")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device: _types_pb2.Device
+    device_class: str
+    state: str
+    last_seen_unix_ms: int
+    reason: str
+    def __init__(self, device: _Optional[_Union[_types_pb2.Device, _Mapping]] = ..., device_class: _Optional[str] = ..., state: _Optional[str] = ..., last_seen_unix_ms: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DevicesReply(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceStatus]
+    def __init__(self, devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ...) -> None: ...
+
+class SubmitRequest(_message.Message):
+    __slots__ = ("orders",)
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    orders: _containers.RepeatedCompositeFieldContainer[_types_pb2.Order]
+    def __init__(self, orders: _Optional[_Iterable[_Union[_types_pb2.Order, _Mapping]]] = ...) -> None: ...
+
+class SubmitReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CancelOrdersRequest(_message.Message):
+    __slots__ = ("run", "orders")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    orders: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., orders: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CancelOrdersReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OrderStatus(_message.Message):
+    __slots__ = ("order", "state", "device", "attempts")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    order: _types_pb2.Order
+    state: OrderState
+    device: str
+    attempts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Attempt]
+    def __init__(self, order: _Optional[_Union[_types_pb2.Order, _Mapping]] = ..., state: _Optional[_Union[OrderState, str]] = ..., device: _Optional[str] = ..., attempts: _Optional[_Iterable[_Union[_types_pb2.Attempt, _Mapping]]] = ...) -> None: ...
+
+class ProgressRequest(_message.Message):
+    __slots__ = ("run", "since", "wait_ns")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_NS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    since: int
+    wait_ns: int
+    def __init__(self, run: _Optional[str] = ..., since: _Optional[int] = ..., wait_ns: _Optional[int] = ...) -> None: ...
+
+class ProgressReply(_message.Message):
+    __slots__ = ("revision", "orders")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    orders: _containers.RepeatedCompositeFieldContainer[OrderStatus]
+    def __init__(self, revision: _Optional[int] = ..., orders: _Optional[_Iterable[_Union[OrderStatus, _Mapping]]] = ...) -> None: ...
+
+class DeployRequest(_message.Message):
+    __slots__ = ("deployments", "retry")
+    DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
+    deployments: _containers.RepeatedCompositeFieldContainer[_types_pb2.Deployment]
+    retry: bool
+    def __init__(self, deployments: _Optional[_Iterable[_Union[_types_pb2.Deployment, _Mapping]]] = ..., retry: bool = ...) -> None: ...
+
+class DeploymentsRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class DeploymentsReply(_message.Message):
+    __slots__ = ("deployments",)
+    DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
+    deployments: _containers.RepeatedCompositeFieldContainer[_types_pb2.DeploymentStatus]
+    def __init__(self, deployments: _Optional[_Iterable[_Union[_types_pb2.DeploymentStatus, _Mapping]]] = ...) -> None: ...
+
+class RollBackRequest(_message.Message):
+    __slots__ = ("model", "devices")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ...) -> None: ...
