@@ -10,7 +10,6 @@ import dataclasses
 import types
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import DecodeError, Message
@@ -99,19 +98,22 @@ _Writer = Callable[[Any, Any], None]
 _Reader = Callable[[Any, dict[str, Any]], None]
 
 
-@cache
+_MESSAGE_TYPES: dict[Any, type[Message]] = {}
+_CONVERTERS: dict[Any, tuple[tuple[_Writer, _Reader], ...]] = {}
+
+
 def _message_type(kind: Any) -> type[Message]:
-    name = _RENAMED.get(kind, kind.__name__)
-    for module in _MODULES:
-        if found := getattr(module, name, None):
-            return found  # type: ignore[no-any-return]
-    raise TypeError(f"{kind.__name__} has no message")
+    if kind not in _MESSAGE_TYPES:
+        name = _RENAMED.get(kind, kind.__name__)
+        _MESSAGE_TYPES[kind] = next(getattr(module, name) for module in _MODULES if hasattr(module, name))
+    return _MESSAGE_TYPES[kind]
 
 
-@cache
 def _fields(kind: Any) -> tuple[tuple[_Writer, _Reader], ...]:
-    hints = get_type_hints(kind)
-    return tuple(_field(f.name, hints[f.name]) for f in dataclasses.fields(kind))
+    if kind not in _CONVERTERS:
+        hints = get_type_hints(kind)
+        _CONVERTERS[kind] = tuple(_field(f.name, hints[f.name]) for f in dataclasses.fields(kind))
+    return _CONVERTERS[kind]
 
 
 def _field(name: str, hint: Any) -> tuple[_Writer, _Reader]:
@@ -127,7 +129,7 @@ def _field(name: str, hint: Any) -> tuple[_Writer, _Reader]:
     return _single(name, hint)
 
 
-def _scalars(hint: Any, message_field: Any = None) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def _scalars(hint: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Writer and reader of one non-message value."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         prefix = "".join("_" + c if c.isupper() else c.upper() for c in hint.__name__).lstrip("_")
