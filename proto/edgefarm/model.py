@@ -145,13 +145,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Capability:
-    """A (runtime, provider or delegate, version) that the device proved it can load, or the reason why it cannot."""
+    """A (runtime, provider or delegate, version) that the device proved it can load, or the reason why it cannot.
+
+    `formats`: formats of artifacts that the runtime takes; `options`: the options that select this provider.
+    """
 
     runtime: str
     provider: str
     version: str
     available: bool
     reason: str = ""
+    formats: tuple[str, ...] = ()
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

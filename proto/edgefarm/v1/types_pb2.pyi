@@ -140,18 +140,29 @@ class Candidate(_message.Message):
     def __init__(self, artifact: _Optional[_Union[Artifact, _Mapping]] = ..., runtime: _Optional[str] = ..., options: _Optional[_Mapping[str, OptionValue]] = ..., io: _Optional[_Union[Io, _Mapping]] = ...) -> None: ...
 
 class Capability(_message.Message):
-    __slots__ = ("runtime", "provider", "version", "available", "reason")
+    __slots__ = ("runtime", "provider", "version", "available", "reason", "formats", "options")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: OptionValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[OptionValue, _Mapping]] = ...) -> None: ...
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     runtime: str
     provider: str
     version: str
     available: bool
     reason: str
-    def __init__(self, runtime: _Optional[str] = ..., provider: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., reason: _Optional[str] = ...) -> None: ...
+    formats: _containers.RepeatedScalarFieldContainer[str]
+    options: _containers.MessageMap[str, OptionValue]
+    def __init__(self, runtime: _Optional[str] = ..., provider: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., reason: _Optional[str] = ..., formats: _Optional[_Iterable[str]] = ..., options: _Optional[_Mapping[str, OptionValue]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("kind", "detail", "stage")
