@@ -158,6 +158,7 @@ GRPC_STATUS: dict[str, str] = {
     "quota": "RESOURCE_EXHAUSTED",
     "protocol": "INVALID_ARGUMENT",
     "storage": "UNAVAILABLE",
+    "unreachable": "UNAVAILABLE",
     "busy": "FAILED_PRECONDITION",
     "user": "INVALID_ARGUMENT",
 }

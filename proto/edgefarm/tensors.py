@@ -10,17 +10,18 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tensor = NDArray[Any]
+Samples = Union[Sequence[Tensor], Tensor]  # one array per sample, or one whose first axis is the sample
 SHARD_BYTES = 8 * 2**20
 
 
-def pack(tensors: Mapping[str, Sequence[Tensor]]) -> bytes:
-    """Packs name -> one array per sample (or one array whose first axis is the sample)."""
+def pack(tensors: Mapping[str, Samples]) -> bytes:
+    """Packs name -> samples."""
     members: dict[str, Tensor] = {"names": np.array(list(tensors), dtype=np.str_)}
     for index, samples in enumerate(tensors.values()):
         if len({s.shape for s in samples}) <= 1:
@@ -56,7 +57,7 @@ def _samples(members: Mapping[str, Tensor], index: int) -> Sequence[Tensor]:
     return [part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), shapes)]
 
 
-def shards(tensors: Mapping[str, Sequence[Tensor]], limit: int = SHARD_BYTES) -> list[bytes]:
+def shards(tensors: Mapping[str, Samples], limit: int = SHARD_BYTES) -> list[bytes]:
     """Splits samples into packs of at most `limit` bytes of content (at least one sample each), in order."""
     count = len(next(iter(tensors.values())))
     per_sample = max(1, sum(max((s.nbytes for s in samples), default=0) for samples in tensors.values()))

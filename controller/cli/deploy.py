@@ -1,0 +1,111 @@
+"""`controller deploy`: the whole loop."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, verb
+from controller.config import Fleet
+from controller.driver import UNTIL, Driver, make_plans
+from controller.events import Events
+from controller.hosted import Hosted, LocalDevice
+from controller.planner import LAUNCHES
+from controller.report import FORMS, render
+from controller.workload import Workload, load_workload
+from edgefarm.errors import DeviceLost, StorageError, UserError
+
+_REPORT_NAMES = {"table": "report.txt", "json": "report.json", "html": "report.html", "csv": "report.csv", "junit": "report.xml"}
+
+
+@verb
+def deploy(
+    fleet: FleetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plans, rounds and an estimate; run nothing.")] = False,
+    until: Annotated[str, typer.Option(metavar="|".join(UNTIL), help="Stop after this phase.")] = "rollout",
+    json_: JsonOption = False,
+    events: Annotated[Path | None, typer.Option(metavar="FILE", help="Append progress as JSON lines.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the report there in every form.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Lift what failed before: quarantines, failed deployments.")] = False,
+    allow_unreachable: Annotated[str, typer.Option(metavar="PERCENT", help="Share of devices that may be lost, e.g. 10%.")] = "0%",
+    state: StateOption = None,
+    controller: ControllerOption = None,
+) -> None:
+    """Optimise, measure on every device, choose, and activate the winners. Goes on where an earlier call stopped.
+
+    Example: controller deploy --fleet edge.yaml
+    """
+    if until not in UNTIL:
+        raise UserError(f"--until {until}: not a phase; one of {', '.join(UNTIL)}")
+    allowed = _percent(allow_unreachable)
+    loaded = fleet_of(fleet)
+    workload = load_workload(loaded)
+    if dry_run:
+        _print_plan(loaded, workload, as_json=json_)
+        return
+    folder = loaded.state(state)
+    devices = [LocalDevice(t.name, t.runtimes, t.threads, t.labels) for t in loaded.targets]
+    with Events(events) as sink, Hosted(folder, devices) as hosted:
+        document = Driver(loaded, hosted.control, workload, folder, sink).drive(until, retry=retry)
+    if report is not None:
+        _write_report(document, report)
+    print(json.dumps(document) if json_ else render(document, "table"), end="\n" if json_ else "")
+    code = document["exit_code"]
+    if code == DeviceLost.exit_code and _lost_share(document) <= allowed:
+        code = 0
+    if code:
+        print(f"error: {document['summary']}", file=sys.stderr)
+        raise typer.Exit(code)
+
+
+def _percent(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"--allow-unreachable {text}: not a percentage such as 10%")
+    return share
+
+
+def _lost_share(document: Mapping[str, Any]) -> float:
+    devices = document["devices"]
+    return sum(not d["candidates"] for d in devices) / len(devices) if devices else 0.0
+
+
+def _write_report(document: Mapping[str, Any], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for form in FORMS:
+            (folder / _REPORT_NAMES[form]).write_text(render(document, form), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"--report {folder}: cannot be written: {error.strerror}") from error
+
+
+def _print_plan(fleet: Fleet, workload: Workload, *, as_json: bool) -> None:
+    plans = make_plans(fleet, workload)
+    per_launch_s, rounds_s = 1.3, LAUNCHES * 1.6
+    devices = []
+    for target in fleet.targets:
+        candidates = (len(plans) + 1) * len(target.options_threads)
+        screening = -(-(candidates - 1) // 3)
+        seconds = min(fleet.file.measure.budget.minutes_per_device * 60, screening * per_launch_s + rounds_s + 8 * per_launch_s)
+        devices.append({"name": target.name, "candidates": candidates, "screening_rounds": screening, "estimated_seconds": round(seconds)})
+    if as_json:
+        steps = [{"name": p.name, "steps": [{"pass": s.pass_name, "parameters": dict(s.parameters)} for s in p.steps]} for p in plans]
+        print(json.dumps({"campaign": fleet.name, "plans": steps, "devices": devices}))
+        return
+    print(f"{fleet.name}: {len(plans)} plans")
+    for plan in plans:
+        told = " -> ".join(f"{step.pass_name} {json.dumps(dict(step.parameters))}" for step in plan.steps)
+        print(f"  {plan.name}: {told}")
+    for device in devices:
+        print(
+            f"{device['name']}: {device['candidates']} candidates, {device['screening_rounds']} screening rounds, "
+            f"one comparison of {LAUNCHES} launches, about {device['estimated_seconds']} s of device time"
+        )

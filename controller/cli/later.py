@@ -1,0 +1,48 @@
+"""Verbs that INTERFACE promises and this version does not have: they refuse, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from controller.cli.verb import verb
+from edgefarm.errors import NotAvailable
+
+_VERBS = {
+    "optimize": "variants only; 'deploy --until optimize' makes them",
+    "bench": "measure given files on the fleet; 'edge-agent bench MODEL' measures one on this machine",
+    "compare": "hold two variants, runs or versions against each other",
+    "serve": "the long-running controller",
+    "export": "the winners' files; 'report --format json' names them",
+    "promote": "promote a canary",
+    "pause": "pause a rollout",
+    "cancel": "cancel a run; interrupt its 'deploy' instead",
+    "drain": "drain a device",
+    "lease": "lease devices",
+    "release": "release leased devices",
+    "login": "log in at a controller",
+    "user": "users of a controller",
+    "token": "join tokens",
+    "device": "label, replace or revoke a device",
+    "toolchain": "optional stacks of passes",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs to the command."""
+    for name, what in _VERBS.items():
+        app.command(
+            name,
+            help=f"Not available in this version: {what}.",
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+            hidden=True,
+        )(_refusing(name))
+
+
+def _refusing(name: str) -> Callable[..., None]:
+    @verb
+    def refuse(context: typer.Context) -> None:
+        raise NotAvailable(f"controller {name}: not available in this version ({_VERBS[name]})")
+
+    return refuse

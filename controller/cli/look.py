@@ -1,0 +1,167 @@
+"""Verbs that only look: devices, runs, show, report. They read the store of a hosted controller, also while it works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, state_of, verb
+from controller.control import Control
+from controller.hosted import look_into
+from controller.report import FORMS, render
+from controller.report.candidate import utc
+from edgefarm.errors import UserError
+from edgefarm.model import Capability, Run
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="NAME@N, or NAME for its newest run.")]
+
+
+@verb
+def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOption = False, controller: ControllerOption = None) -> None:
+    """List the devices, what they can run, and what is deployed on them.
+
+    Example: controller devices --fleet edge.yaml
+    """
+    with look_into(state_of(fleet, state)) as control:
+        deployed = control.deployments()
+        rows = [
+            {
+                "name": s.device.name,
+                "class": s.device_class,
+                "state": s.state,
+                "threads": s.device.threads,
+                "capabilities": [_capability(c) for c in s.device.capabilities],
+                "labels": dict(s.device.labels),
+                "fingerprint": dict(s.device.fingerprint),
+                "last_seen": utc(s.last_seen_unix_ms),
+                "deployments": [
+                    {"model": d.model, "generation": d.generation, "state": d.state.value, "digest": d.digest, "path": d.path or None}
+                    for d in deployed
+                    if d.device == s.device.name
+                ],
+            }
+            for s in control.devices()
+        ]
+    if json_:
+        print(json.dumps({"devices": rows}))
+        return
+    table = _table("device", "state", "class", "threads", "runtimes", "deployed")
+    for row in rows:
+        able = ", ".join(
+            f"{c['runtime']} {c['version']}" if c["available"] else f"no {c['runtime']}: {c['reason']}" for c in row["capabilities"]
+        )
+        running = ", ".join(f"{d['model']} generation {d['generation']} {d['state']}" for d in row["deployments"])
+        table.add_row(row["name"], row["state"], row["class"], str(row["threads"]), able, running)
+    _print(table)
+
+
+@verb
+def runs(fleet: FleetOption = None, state: StateOption = None, json_: JsonOption = False, controller: ControllerOption = None) -> None:
+    """List the runs.
+
+    Example: controller runs --fleet edge.yaml
+    """
+    with look_into(state_of(fleet, state)) as control:
+        known = control.runs()
+    if json_:
+        print(json.dumps({"runs": [_run(r) for r in known]}))
+        return
+    table = _table("run", "state", "exit", "started", "finished", "by")
+    for run in known:
+        code = "" if run.exit_code is None else str(run.exit_code)
+        table.add_row(run.name, run.state, code, utc(run.started_unix_ms) or "", utc(run.finished_unix_ms) or "", run.owner)
+    _print(table)
+
+
+@verb
+def show(
+    run: RunArgument, fleet: FleetOption = None, state: StateOption = None, json_: JsonOption = False, controller: ControllerOption = None
+) -> None:
+    """Show where a run stands: its state, and its orders by stage.
+
+    Example: controller show fashion@1
+    """
+    with look_into(state_of(fleet, state)) as control:
+        found = _find(control, run)
+        orders = control.progress(found.name).orders
+    stages: dict[str, dict[str, int]] = {}
+    for status in orders:
+        stage = stages.setdefault(status.order.id.split("/")[-2], {"orders": 0, "done": 0, "attempts": 0})
+        stage["orders"] += 1
+        stage["done"] += status.state.value == "done"
+        stage["attempts"] += len(status.attempts)
+    if json_:
+        print(json.dumps({**_run(found), "stages": stages}))
+        return
+    print(f"{found.name}: {found.state}, started {utc(found.started_unix_ms)}, by {found.owner}")
+    for name, counts in stages.items():
+        print(f"  {name}: {counts['done']} of {counts['orders']} orders done, {counts['attempts']} attempts")
+
+
+@verb
+def report(
+    run: RunArgument,
+    form: Annotated[str, typer.Option("--format", metavar="|".join(FORMS), help="Form of the report.")] = "table",
+    fleet: FleetOption = None,
+    state: StateOption = None,
+    json_: JsonOption = False,
+    controller: ControllerOption = None,
+) -> None:
+    """Print the report of a run that has ended.
+
+    Example: controller report fashion@1 --format html > report.html
+    """
+    if form not in FORMS:
+        raise UserError(f"--format {form}: not a form; one of {', '.join(FORMS)}")
+    with look_into(state_of(fleet, state)) as control:
+        found = _find(control, run)
+    if not found.report:
+        raise UserError(f"{found.name} has no report yet: it is {found.state}; 'controller deploy' goes on with it")
+    print(render(json.loads(found.report), "json" if json_ else form), end="")
+
+
+def _capability(capability: Capability) -> dict[str, Any]:
+    return {
+        "runtime": capability.runtime,
+        "provider": capability.provider,
+        "version": capability.version,
+        "available": capability.available,
+        "reason": capability.reason or None,
+    }
+
+
+def _find(control: Control, name: str) -> Run:
+    known: Sequence[Run] = control.runs(name.partition("@")[0])
+    found = [r for r in known if r.name == name or "@" not in name]
+    if not found:
+        names = ", ".join(r.name for r in control.runs()) or "none"
+        raise UserError(f"no run is named '{name}'; there are: {names}")
+    return found[-1]
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "state": run.state,
+        "exit_code": run.exit_code,
+        "owner": run.owner,
+        "labels": dict(run.labels),
+        "started": utc(run.started_unix_ms),
+        "finished": utc(run.finished_unix_ms),
+    }
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(width=None if Console().is_terminal else 150, highlight=False).print(table)

@@ -1,0 +1,78 @@
+"""What all verbs share: options that stand on each, errors that become messages and exit codes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from controller.config import Fleet, load_fleet
+from edgefarm.errors import INTERRUPTED, EdgefarmError, NotAvailable, UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FleetOption = Annotated[Path | None, typer.Option("--fleet", metavar="FILE", help="The fleet file (default: edge.yaml).")]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", metavar="DIR", help="State folder, instead of .edgefarm/NAME beside the fleet file.")
+]
+ControllerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--controller",
+        envvar="EDGEFARM_CONTROLLER",
+        metavar="HOST:PORT",
+        help="A running controller, instead of one hosted by this command.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def verb(function: F) -> F:
+    """Turns our errors into a message on stderr (and a JSON document with --json) and the documented exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            if kwargs.get("controller"):
+                raise NotAvailable("--controller: a remote controller is not available in this version; leave it out")
+            return function(*args, **kwargs)
+        except EdgefarmError as error:
+            fail(str(error), error.exit_code, error.code, as_json=bool(kwargs.get("json_")))
+        except KeyboardInterrupt:
+            fail("interrupted; what was measured is kept: the same command goes on", INTERRUPTED, "interrupted",
+                 as_json=bool(kwargs.get("json_")))  # fmt: skip
+
+    return wrapped  # type: ignore[return-value]
+
+
+def fail(message: str, exit_code: int, code: str, *, as_json: bool) -> NoReturn:
+    """Ends the command with an error."""
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"code": code, "message": message}, "exit_code": exit_code}))
+    raise typer.Exit(exit_code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def fleet_of(path: Path | None) -> Fleet:
+    """The fleet file that a verb works with. Raises FleetFileError."""
+    return load_fleet(path or Path("edge.yaml"))
+
+
+def state_of(fleet: Path | None, state: Path | None) -> Path:
+    """The state folder that a verb looks into. Raises UserError if nothing ran there yet."""
+    folder = state.absolute() if state else fleet_of(fleet).state(None)
+    if not (folder / "store.db").exists():
+        raise UserError(f"{folder}: no run was started there yet; start one with 'controller deploy'")
+    return folder

@@ -1,0 +1,192 @@
+"""Loads a fleet file and resolves what it names: the model, the data, the devices."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from controller.config import lines
+from controller.config.availability import refuse_what_is_not_built
+from controller.config.schema import Constraints, DeviceEntry, FleetFile, MetricFunction
+from edgefarm.digest import canonical_json, digest_file
+from edgefarm.errors import UserError
+from optimizer.source import inspect_model
+
+
+@dataclass(frozen=True)
+class Target:
+    """One local device, with what the file says for all devices and for it resolved."""
+
+    name: str
+    runtimes: tuple[str, ...]
+    threads: int
+    options_threads: tuple[int, ...]
+    labels: dict[str, str]
+    objective: str
+    constraints: Constraints
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A checked fleet file; every path is absolute and exists."""
+
+    path: Path
+    file: FleetFile
+    document: lines.Document
+
+    @property
+    def name(self) -> str:
+        """Name of the campaign."""
+        return self.file.name
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model, by default the campaign's."""
+        return self.file.model.name or self.file.name
+
+    @property
+    def model(self) -> Path:
+        """The source model."""
+        return self.path.parent / self.file.model.path
+
+    @cached_property
+    def data(self) -> dict[str, Path]:
+        """`calibration`, `evaluation`, `selection`, as far as given."""
+        named = {n: getattr(self.file.data, n) for n in ("calibration", "evaluation", "selection")}
+        return {n: self.path.parent / p for n, p in named.items() if p is not None}
+
+    @property
+    def metric_file(self) -> tuple[Path, str] | None:
+        """File and function of the user's own metric."""
+        metric = self.file.data.metric
+        if not isinstance(metric, MetricFunction):
+            return None
+        file, _, function = metric.function.rpartition(":")
+        return self.path.parent / file, function
+
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The devices, in the file's order."""
+        return tuple(self._target(index, entry) for index, entry in enumerate(self.file.devices))
+
+    def state(self, override: Path | None) -> Path:
+        """The state folder: `.edgefarm/<name>/` beside the file unless overridden."""
+        return (override or self.path.parent / ".edgefarm" / self.name).absolute()
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """Everything that makes a run another run: the file's content and the digests of what it names.
+
+        `labels` are kept with a run but do not make a new one.
+        """
+        content = self.file.model_dump(mode="json", exclude={"labels"})
+        files = {"model": digest_file(self.model), **{n: digest_file(p) for n, p in self.data.items()}}
+        for name in inspect_model(self.model).files[1:]:
+            files[f"model/{name}"] = digest_file(self.model.parent / name)
+        if self.metric_file:
+            files["metric"] = digest_file(self.metric_file[0])
+        return {"file": content, "digests": files}
+
+    @cached_property
+    def spec_digest(self) -> str:
+        """Digest of `spec`."""
+        return "sha256:" + hashlib.sha256(canonical_json(self.spec)).hexdigest()
+
+    def _target(self, index: int, entry: DeviceEntry) -> Target:
+        local, select = entry.local, self.file.select
+        assert local is not None  # availability
+        chosen = entry.threads or ([local.threads] if self.file.measure.threads == "auto" else self.file.measure.threads)
+        allowed = tuple(dict.fromkeys(t for t in chosen if t <= local.threads)) or (local.threads,)
+        given = entry.constraints.model_dump(exclude_none=True) if entry.constraints else {}
+        merged = {**select.constraints.model_dump(exclude_none=True), **given}
+        runtimes = [r for r in local.runtimes if entry.runtimes is None or r in entry.runtimes]
+        if not runtimes:
+            raise self.document.error("no runtime is left: 'runtimes' names none of 'local.runtimes'", ("devices", index, "runtimes"))
+        name = entry.name or f"local-{index + 1}"
+        objective = entry.objective or select.objective
+        return Target(name, tuple(runtimes), local.threads, allowed, dict(entry.labels), objective, Constraints(**merged))
+
+
+def load_fleet(path: Path) -> Fleet:
+    """Reads and checks a fleet file. Raises FleetFileError with file, line, field and the nearest valid name."""
+    document = lines.read(path.absolute())
+    if not isinstance(document.content, dict):
+        raise document.error("a fleet file is a mapping: see the example in the README")
+    try:
+        file = FleetFile.model_validate(document.content)
+    except ValidationError as error:
+        raise _first_error(error, document) from None
+    fleet = Fleet(document.path, file, document)
+    refuse_what_is_not_built(file, document)
+    _check_names(fleet)
+    _check_files(fleet)
+    return fleet
+
+
+def _check_names(fleet: Fleet) -> None:
+    seen: set[str] = set()
+    for index, target in enumerate(fleet.targets):
+        if target.name in seen:
+            raise fleet.document.error(f"two devices are named '{target.name}'", ("devices", index, "name"))
+        seen.add(target.name)
+
+
+def _check_files(fleet: Fleet) -> None:
+    named: list[tuple[lines.Key, Path]] = [(("model", "path"), fleet.model)]
+    named += [(("data", name), path) for name, path in fleet.data.items()]
+    if fleet.metric_file:
+        named.append((("data", "metric"), fleet.metric_file[0]))
+    for key, path in named:
+        if not path.is_file():
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise fleet.document.error(f"no such file: {path}{hint}", key)
+    if fleet.model.suffix != ".onnx":
+        raise fleet.document.error(f"'{fleet.model.name}' has no format that is known; a source ends in .onnx", ("model", "path"))
+
+
+def _first_error(error: ValidationError, document: lines.Document) -> UserError:
+    # A union reports one error per member: the deepest is the one that the user meant.
+    problem = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    key = tuple(part for part in problem["loc"] if _in_document(document, problem["loc"], part))
+    if problem["type"] == "extra_forbidden":
+        name = str(problem["loc"][-1])
+        valid = _valid_names(tuple(problem["loc"][:-1]))
+        near = difflib.get_close_matches(name, valid, 1, 0.5)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; valid: {', '.join(valid)}" if valid else ""
+        return document.error(f"unknown key '{name}'{hint}", key)
+    if problem["type"] == "missing":
+        return document.error(f"'{problem['loc'][-1]}' is missing", key)
+    return document.error(f"{problem['msg']}, got {problem['input']!r}", key)
+
+
+def _in_document(document: lines.Document, location: tuple[str | int, ...], part: str | int) -> bool:
+    """Pydantic puts the names of union members into a location; they are no keys of the file."""
+    return isinstance(part, int) or any(part in known for known in document.lines) or part == location[-1]
+
+
+def _valid_names(location: tuple[str | int, ...]) -> list[str]:
+    section: type[BaseModel] | None = FleetFile
+    for part in location:
+        if isinstance(part, int) or section is None:
+            continue
+        known = section.model_fields.get(part)
+        section = _section_of(known.annotation if known else part)
+    return sorted(section.model_fields) if section else []
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if annotation == "MetricFunction":
+        return MetricFunction
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _section_of(argument):
+            return found
+    return None

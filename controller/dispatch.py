@@ -1,0 +1,316 @@
+"""The farm's side towards devices: attach, listen, give orders, notice losses. No gRPC, no waiting; callers hold the farm's lock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from controller import rights, schedule
+from controller.reconcile import HeldOrder, KnownDeployment, is_supported, reconcile
+from controller.sessions import Session, Station
+from controller.store import QueueEntry, Store
+from edgefarm.errors import Busy, Denied, QuotaExceeded, Unreachable
+from edgefarm.model import (
+    Ack,
+    AgentBody,
+    Attempt,
+    Cancel,
+    Deployment,
+    DeploymentState,
+    DeploymentStatus,
+    Device,
+    DeviceStatus,
+    Failure,
+    FailureKind,
+    Heartbeat,
+    Hello,
+    LatencyWork,
+    OrderEnded,
+    OrderState,
+    Probed,
+    Stage,
+    remaining,
+)
+
+_LOG = logging.getLogger(__name__)
+_MOST_LOSSES = 2
+_OPEN = (OrderState.QUEUED, OrderState.SENT)
+_KEPT = (DeploymentState.ORDERED, DeploymentState.STAGED, DeploymentState.COMMITTED)
+
+
+class Dispatcher:
+    """Devices and their orders.
+
+    Args:
+        clock: monotonic seconds.
+        wall: UTC milliseconds.
+        lost_after_s: silence after which a device's process counts as lost and its orders are taken back.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float], wall: Callable[[], int], lost_after_s: float) -> None:
+        self._store, self._clock, self._wall, self._lost_after_s = store, clock, wall, lost_after_s
+        self._stations = {d.name: Station(d, seen, quiet_since=clock()) for d, seen in store.devices()}
+        self._device_turns: dict[str, int] = {}
+        self._run_turns: dict[str, int] = {}
+        self._turn = 0
+        self._sent_turn: dict[str, int] = {}  # order -> when this process sent it; an order sent by an earlier one is absent
+
+    def attach(self, session: Session, hello: Hello) -> None:
+        """Takes a device in: an older session ends, losses are counted, the difference to what should be is sent."""
+        station = self._stations.setdefault(session.device, Station(hello.device))
+        if station.session is not None:
+            station.session.end(Busy(f"superseded by a newer session of device {session.device!r}"))
+        if station.instance not in ("", hello.instance) and not station.released:
+            self._process_lost(session.device, session_order=station.session.working_on if station.session else station.last_order)
+        station.session, station.instance, station.protocol = session, hello.instance, hello.protocol
+        station.released, station.last_order = False, ""
+        session.heard = self._clock()
+        self._know(station, hello.device, hello.probed)
+        self._send_difference(station, session, hello)
+        self.dispatch()
+
+    def _send_difference(self, station: Station, session: Session, hello: Hello) -> None:
+        for entry in self._store.queue():  # taken back while the device was away, but it never stopped working on it
+            if entry.state is OrderState.QUEUED and entry.id in hello.open_orders and entry.device in ("", session.device):
+                self._mark_sent(entry.id, session.device)
+        stored = [o for e in self._held(session.device) if (o := self._store.order(e.id)) is not None]
+        known = [KnownDeployment(s.deployment, s.status) for s in self._store.history(session.device)]
+        difference = reconcile(hello, [HeldOrder(o.order, o.done) for o in stored], known)
+        for status in difference.learned:
+            self._store.save_status(replace(status, device=session.device))
+        for order_id in difference.finished:
+            self._store.mark(order_id, OrderState.DONE, from_states=_OPEN)
+        for order in difference.resend:
+            self._mark_sent(order.id, session.device)
+        station.granted -= {o.id for o in difference.resend}
+        session.send([*difference.cancel, *difference.resend, *difference.deploy])
+        self._grant(station)
+
+    def _know(self, station: Station, device: Device, probed: bool) -> None:
+        """Until it has probed again, a device is what it was when it last had."""
+        old, station.probed = station.device, probed
+        station.device = device if probed else replace(device, capabilities=old.capabilities, fingerprint=old.fingerprint)
+        station.last_seen_unix_ms = self._wall()
+        self._store.save_device(station.device, station.last_seen_unix_ms)
+
+    def receive(self, session: Session, body: AgentBody) -> None:
+        """Takes what an attached device says. Raises the error that ended its session, StorageError."""
+        if session.ended is not None:
+            raise session.ended
+        session.heard = self._clock()
+        station = self._stations[session.device]
+        if isinstance(body, Heartbeat):
+            session.working_on = body.order
+        elif isinstance(body, Probed):
+            self._know(station, body.device, probed=True)
+            self.dispatch()
+        elif isinstance(body, Attempt):
+            self._attempt(session, replace(body, device=session.device))
+        elif isinstance(body, OrderEnded):
+            self._ended(session, body)
+        elif isinstance(body, DeploymentStatus):
+            self._store.save_status(replace(body, device=session.device))
+            self._grant(station)
+
+    def _attempt(self, session: Session, attempt: Attempt) -> None:
+        """Stored once, then acknowledged; one of an order that nobody knows is only acknowledged."""
+        stored = self._store.order(attempt.order)
+        done = False
+        if stored is None or not _expected(stored.order, attempt.index):
+            _LOG.warning("device %s: attempt %d of order %s was not asked for", session.device, attempt.index, attempt.order)
+        else:
+            done = stored.state in _OPEN and remaining(stored.order, stored.done | {attempt.index}) is None
+            self._store.add_attempt(attempt, OrderState.DONE if done else None)
+        session.send([Ack(attempt.order, attempt.index)])
+        if done:
+            self._released(attempt.order, session.device)
+
+    def _ended(self, session: Session, body: OrderEnded) -> None:
+        stored = self._store.order(body.order)
+        if stored is None or stored.state is not OrderState.SENT or stored.sent_to != session.device:
+            return
+        if body.cancelled:  # nobody asked for that: the agent takes nothing more
+            session.draining = True
+            self._store.mark(body.order, OrderState.QUEUED, from_states=_OPEN)
+        else:
+            self._store.mark(body.order, OrderState.DONE, from_states=_OPEN)
+        self._released(body.order, session.device)
+
+    def _released(self, order_id: str, device: str) -> None:
+        """A device holds an order no more: its rights end, its host has a place."""
+        self._sent_turn.pop(order_id, None)
+        if (station := self._stations.get(device)) is not None:
+            self._grant(station)
+        self.dispatch()
+
+    def detach(self, session: Session, reason: str) -> None:
+        """The stream is gone. The device's process may live on: its orders stay with it until it is silent for too long."""
+        station = self._stations[session.device]
+        if station.session is not session:
+            return
+        station.session, station.last_order = None, session.working_on
+        station.quiet_since, station.reason, station.last_seen_unix_ms = self._clock(), reason, self._wall()
+        self._store.save_device(station.device, station.last_seen_unix_ms)
+
+    def mark_lost(self, device: str, reason: str) -> None:
+        """Says why a device is not there."""
+        if (station := self._stations.get(device)) is not None:
+            station.reason = reason
+
+    def tick(self, silent_after_s: float) -> bool:
+        """Ends sessions that went silent, takes orders back from devices that are away; says whether anything changed."""
+        changed = False
+        now = self._clock()
+        for name, station in self._stations.items():
+            session = station.session
+            if session is not None and now - session.heard > silent_after_s:
+                session.end(Unreachable(f"device {name!r} sent no heartbeat for {silent_after_s:g} s"))
+                self.detach(session, f"no heartbeat for {silent_after_s:g} s")
+                changed = True
+            if station.session is None and not station.released and now - station.quiet_since > self._lost_after_s:
+                self._process_lost(name, station.last_order)
+                for entry in self._held(name):
+                    self._store.mark(entry.id, OrderState.QUEUED, from_states=(OrderState.SENT,))
+                station.released = changed = True
+        if changed:
+            self.dispatch()
+        return changed
+
+    def _process_lost(self, device: str, session_order: str) -> None:
+        """Counts a loss of the order that the process worked on, unless one of its attempts arrived; the second one quarantines it.
+
+        Only what this process sent can be lost by a device: a restart of the controller is no loss.
+        """
+        held = [e for e in self._held(device) if e.id in self._sent_turn]
+        if not held:
+            return
+        by_turn = min(held, key=lambda e: self._sent_turn[e.id])
+        culprit = next((e for e in held if e.id == session_order), by_turn)
+        if culprit.touched or self._store.add_loss(culprit.id) < _MOST_LOSSES:
+            return
+        stored = self._store.order(culprit.id)
+        assert stored is not None
+        left = remaining(stored.order, stored.done)
+        index = left.work.launches[0] if left is not None and isinstance(left.work, LatencyWork) else 0
+        detail = f"device {device!r} was lost {_MOST_LOSSES} times while it worked on this: quarantined until --retry"
+        failure = Failure(FailureKind.DEVICE_LOST, detail, Stage.RUN)
+        self._store.add_attempt(Attempt(culprit.id, index, device, self._wall(), 0, failure), OrderState.QUARANTINED)
+        self._sent_turn.pop(culprit.id)
+
+    def dispatch(self) -> None:
+        """Gives ready devices what the schedule says."""
+        queue = self._store.queue()
+        hosts = {name: s.device.host for name, s in self._stations.items()}
+        waiting = [schedule.Waiting(e.id, e.run, e.device, e.device_class, e.sequence) for e in queue if e.state is OrderState.QUEUED]
+        if not waiting:
+            return
+        underway = [schedule.Underway(e.id, e.sent_to, hosts.get(e.sent_to, e.sent_to)) for e in queue if e.state is OrderState.SENT]
+        ready = [
+            schedule.Ready(name, s.device.device_class, s.device.host)
+            for name, s in self._stations.items()
+            if s.takes_orders and is_supported(s.protocol)
+        ]
+        assignments = schedule.assign(waiting, ready, underway, self._device_turns, self._run_turns)
+        if not all([self._give(a.order, self._stations[a.device]) for a in assignments]):
+            self.dispatch()
+
+    def _give(self, order_id: str, station: Station) -> bool:
+        """Sends an order; False if there is nothing left to do of it."""
+        stored, session = self._store.order(order_id), station.session
+        assert stored is not None
+        assert session is not None
+        left = remaining(stored.order, stored.done)
+        if left is None:  # its last attempts arrived while it was queued
+            self._store.mark(order_id, OrderState.DONE, from_states=_OPEN)
+            return False
+        self._mark_sent(order_id, session.device)
+        self._device_turns[session.device] = self._run_turns[left.run] = self._turn
+        self._grant(station)
+        session.send([left])
+        return True
+
+    def _mark_sent(self, order_id: str, device: str) -> None:
+        self._store.mark(order_id, OrderState.SENT, device, from_states=_OPEN)
+        self._turn += 1
+        self._sent_turn[order_id] = self._turn
+
+    def cancel(self, run: str, order_ids: set[str]) -> None:
+        """Cancels open orders of a run, also where they are being worked on."""
+        for entry in self._store.queue():
+            if entry.run != run or entry.id not in order_ids:
+                continue
+            self._store.mark(entry.id, OrderState.CANCELLED, from_states=_OPEN)
+            self._sent_turn.pop(entry.id, None)
+            if (station := self._stations.get(entry.sent_to)) is not None:
+                self._grant(station)
+                if station.session is not None:
+                    station.session.send([Cancel(entry.id)])
+        self.dispatch()
+
+    def send_deployment(self, deployment: Deployment) -> None:
+        """Brings a deployment to its device, if that is there; else it gets it when it attaches."""
+        station = self._stations.get(deployment.device)
+        if station is not None and station.session is not None and is_supported(station.protocol):
+            self._grant(station)
+            station.session.send([deployment])
+
+    def statuses(self) -> list[DeviceStatus]:
+        """All devices, by name."""
+        busy = {e.sent_to for e in self._store.queue() if e.state is OrderState.SENT}
+        found = []
+        for name, s in sorted(self._stations.items()):
+            state, reason = _state(s, busy=name in busy)
+            seen = self._wall() if s.session else s.last_seen_unix_ms
+            found.append(DeviceStatus(s.device, s.device.device_class, state, seen, reason))
+        return found
+
+    def check_fetch(self, device: str, digest: str) -> None:
+        """Raises Denied unless an open order or a deployment of the device needs these bytes."""
+        station = self._stations.get(device)
+        if station is None or digest not in station.allowed:
+            raise Denied(f"device {device!r}: no open order or deployment of it needs {digest}")
+
+    def check_stat(self, device: str) -> None:
+        """Raises Denied unless the device has something to fetch or push."""
+        station = self._stations.get(device)
+        if station is None or not (station.allowed or station.push_left):
+            raise Denied(f"device {device!r} has no open orders")
+
+    def take_quota(self, device: str, count: int) -> None:
+        """Takes `count` bytes (gives back, if negative) of what the device may push. Raises QuotaExceeded."""
+        station = self._stations.get(device)
+        left = station.push_left if station else 0
+        if station is None or count > left:
+            raise QuotaExceeded(f"device {device!r}: {count} bytes to push, its open orders allow {left} more")
+        station.push_left -= count
+
+    def _grant(self, station: Station) -> None:
+        """Recomputes what the device may touch: a new order adds to its quota, the end of one takes away what it left unused."""
+        held = [o.order for e in self._held(station.device.name) if (o := self._store.order(e.id)) is not None]
+        newest = self._store.newest_deployments(device=station.device.name)
+        deployments = [s.deployment for s in newest if s.deployment is not None and s.status.state in _KEPT]
+        station.allowed = frozenset().union(*map(rights.digests_of_order, held), *map(rights.digests_of_deployment, deployments))
+        quotas = {o.id: rights.push_quota(o) for o in held}
+        added = sum(q for order_id, q in quotas.items() if order_id not in station.granted)
+        station.push_left = min(station.push_left + added, sum(quotas.values()))
+        station.granted = frozenset(quotas)
+
+    def _held(self, device: str) -> list[QueueEntry]:
+        return [e for e in self._store.queue() if e.state is OrderState.SENT and e.sent_to == device]
+
+
+def _expected(order: Order, index: int) -> bool:
+    return index in order.work.launches if isinstance(order.work, LatencyWork) else index == 0
+
+
+def _state(station: Station, *, busy: bool) -> tuple[str, str]:
+    if station.session is None:
+        return "lost", station.reason
+    if not is_supported(station.protocol):
+        return "needs_upgrade", f"its agent speaks protocol {station.protocol}, which is too old"
+    if not station.probed:
+        return "probing", ""
+    if station.session.draining:
+        return "draining", ""
+    return ("busy" if busy else "ready"), ""

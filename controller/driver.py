@@ -1,0 +1,288 @@
+"""Drives one run: optimise, measure, choose, roll out, report. All state is in the store, so a killed driver's successor goes on."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
+from optimizer.recipe import Plan, expand
+
+from controller.config import Fleet
+from controller.control import Control
+from controller.events import Events
+from controller.evidence import Evaluation, Evidence, Group, Scores
+from controller.fleetplan import Build, Setting, Unable, group
+from controller.measuring import Measuring
+from controller.report import DeviceResult, build
+from controller.report.candidate import Origin
+from controller.report.document import OptimizeFailure
+from controller.rollout import statement
+from controller.scoring import Scoring
+from controller.selection import Choice, choose
+from controller.workload import Workload
+from edgefarm.digest import canonical_json
+from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack
+from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
+
+UNTIL = ("optimize", "measure", "select", "rollout")
+_ACTIVATION_S = 300.0
+
+
+@dataclass
+class _Work:
+    """What a drive did that was not done before."""
+
+    passes: int = 0
+    orders: int = 0
+    deployments: int = 0
+
+    @property
+    def nothing(self) -> bool:
+        return not (self.passes or self.orders or self.deployments)
+
+
+@dataclass
+class _Made:
+    """Variants and failures of the optimisation phase."""
+
+    builds: list[Build] = field(default_factory=list)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    failures: list[OptimizeFailure] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+class Driver:
+    """One drive of a campaign's run.
+
+    Args:
+        fleet: the checked fleet file.
+        control: the farm.
+        workload: model and data.
+        state: the state folder; the pipeline's cache lies in it.
+        events: where progress goes.
+    """
+
+    def __init__(self, fleet: Fleet, control: Control, workload: Workload, state: Path, events: Events) -> None:
+        self._fleet, self._control, self._workload, self._state, self._events = fleet, control, workload, state, events
+        self._scoring = Scoring(fleet, workload, control, state / "scores")
+        self._work = _Work()
+        spec = canonical_json(fleet.spec).decode()
+        labels = dict(fleet.file.labels)
+        self.run: Run = control.open_run(fleet.name, fleet.spec_digest, spec, getpass.getuser(), labels)
+
+    def drive(self, until: str = "rollout", *, retry: bool = False) -> dict[str, Any]:
+        """Runs the loop up to a phase; returns the report, which is stored with the run too."""
+        self._events.emit("run", f"run {self.run.name}", run=self.run.name)
+        if retry:
+            self._control.retry(self.run.name)
+        with self._events.phase("optimize"):
+            self._enter("optimizing")
+            made = self._optimize()
+        if until == "optimize":
+            return self._finish(made, [], until)
+        devices = self._devices()
+        groups, unable = self._groups(made, devices)
+        with self._events.phase("measure"):
+            self._enter("measuring")
+            measuring = Measuring(self.run.name, groups, self._control, self._scoring, self._events)
+            evidence = measuring.run()
+            self._work.orders += measuring.submitted
+        results = self._choose(groups, evidence, measuring.lost, devices, unable, chosen=until != "measure")
+        if until == "rollout":
+            with self._events.phase("rollout"):
+                self._enter("rolling-out")
+                results = self._roll_out(results, retry)
+        return self._finish(made, results, until)
+
+    def _enter(self, state: str) -> None:
+        self.run = replace(self.run, state=state, exit_code=None, finished_unix_ms=0)
+        self._control.update_run(self.run)
+
+    def _optimize(self) -> _Made:
+        plans = make_plans(self._fleet, self._workload)
+        budget = self._fleet.file.optimize.budget
+        began = time.monotonic()
+
+        def out_of_time() -> bool:
+            return time.monotonic() - began > budget.minutes * 60
+
+        with Pipeline(self._state / "variants") as pipeline:
+            outcomes = pipeline.run(
+                self._workload.source, plans, self._workload.calibration, self._workload.probe(), self._on_pass, out_of_time
+            )
+        made = _gather(outcomes)
+        text = f"{len(made.builds)} variants from {len(plans)} plans"
+        if made.failures:
+            text += f", {len(made.failures)} failed"
+        if made.skipped:
+            text += f", {len(made.skipped)} without effect"
+        self._events.emit("optimized", text, variants=[b.name for b in made.builds], failed=[f.variant for f in made.failures])
+        return made
+
+    def _on_pass(self, event: Event) -> None:
+        if event.ran:
+            self._work.passes += 1
+        self._events.emit("pass", "", plan=event.plan, pass_=event.pass_name, state=event.state, cached=not event.ran)
+
+    def _devices(self) -> dict[str, DeviceStatus]:
+        return {s.device.name: s for s in self._control.devices()}
+
+    def _groups(self, made: _Made, devices: Mapping[str, DeviceStatus]) -> tuple[list[Group], list[Unable]]:
+        file = self._fleet.file
+        control = self._control
+        source = Build(self._put(self._workload.source.path, self._workload.source.artifact), "source")
+        evaluation = Evaluation(tuple(control.put(shard) for shard in self._workload.shards()), self._scoring.reduction)
+        setting = Setting(
+            self.run.name,
+            self._fleet.model_name,
+            control.put(self._workload.latency_inputs()),
+            evaluation,
+            file.select.confidence,
+            tuple(file.measure.accept),
+            int(file.measure.budget.minutes_per_device * 60e9),
+        )
+        for built in made.builds:
+            self._put(Path(made.origins[built.artifact.digest].file), built.artifact)
+        targets = [(t, devices[t.name]) for t in self._fleet.targets if t.name in devices]
+        return group(source, made.builds, targets, setting)
+
+    def _put(self, main_file: Path, artifact: Any) -> Any:
+        for entry in artifact.files:
+            if not self._control.has(entry.digest):
+                self._control.put(main_file.parent / entry.name)
+        return artifact
+
+    def _choose(
+        self,
+        groups: Sequence[Group],
+        evidence: Mapping[str, Evidence],
+        lost: Mapping[str, str],
+        devices: Mapping[str, DeviceStatus],
+        unable: Sequence[Unable],
+        *,
+        chosen: bool,
+    ) -> list[DeviceResult]:
+        found: dict[str, DeviceResult] = {}
+        for each in groups:
+            for name in each.devices:
+                known = evidence[each.id]
+                choice = choose(each, known, name) if chosen and name not in lost else None
+                found[name] = DeviceResult(devices[name], each, known, choice, lost=lost.get(name, ""))
+        for one in unable:
+            nothing = Group(self.run.name, self._fleet.model_name, one.status.device_class, (one.status.device.name,), (), "", {}, "",
+                            Evaluation((), self._scoring.reduction))  # fmt: skip
+            found[one.status.device.name] = DeviceResult(one.status, nothing, Evidence(), None, lost=one.reason)
+        return [found[t.name] for t in self._fleet.targets if t.name in found]
+
+    def _roll_out(self, results: Sequence[DeviceResult], retry: bool) -> list[DeviceResult]:
+        activate = self._fleet.file.rollout.activate
+        wanted: dict[str, Deployment] = {}
+        for result in results:
+            told = result.choice and statement(result.group, result.choice, result.evidence, activate)
+            if told:
+                wanted[result.status.device.name] = told
+        statuses = self._control.deploy(list(wanted.values()), retry)
+        self._work.deployments += sum(s.state is DeploymentState.ORDERED for s in statuses)
+        ended = self._control.wait_for_deployments([s.id for s in statuses], _ACTIVATION_S)
+        by_device: dict[str, DeploymentStatus] = {s.device: s for s in ended}
+        for status in ended:
+            where = status.path if status.state is DeploymentState.COMMITTED else status.reason
+            text = f"{status.device}: generation {status.generation} {status.state.value}: {where}"
+            self._events.emit("deployment", text, device=status.device, state=status.state.value)
+        return [replace(r, deployment=by_device.get(r.status.device.name)) for r in results]
+
+    def _finish(self, made: _Made, results: Sequence[DeviceResult], until: str) -> dict[str, Any]:
+        problem = self._problem(results) if until in ("select", "rollout") else None
+        done = until == "rollout"
+        summary = f"{type(problem).code}: {problem}" if problem else self._summary(results, until)
+        self.run = replace(
+            self.run,
+            state="done" if done else f"done-{until}",
+            exit_code=problem.exit_code if problem else 0,
+            finished_unix_ms=time.time_ns() // 1_000_000,
+        )
+        document = build(
+            self.run,
+            self._fleet.model_name,
+            self._workload.source.artifact,
+            results,
+            made.origins,
+            made.failures,
+            summary=summary,
+            phases=self._events.phases,
+            notes=self._notes(made),
+        )
+        self.run = replace(self.run, report=json.dumps(document))
+        self._control.update_run(self.run)
+        return document
+
+    def _summary(self, results: Sequence[DeviceResult], until: str) -> str:
+        if self._work.nothing:
+            return "nothing had to be done again: all passes, measurements and deployments were there"
+        if until == "optimize":
+            return "variants are made"
+        if until == "measure":
+            return "all measurements are taken"
+        return f"{len(results)} of {len(self._fleet.targets)} devices have a winner"
+
+    def _problem(self, results: Sequence[DeviceResult]) -> EdgefarmError | None:
+        """The first of the documented ends that applies, by exit code's order."""
+
+        def names(chosen: Sequence[DeviceResult]) -> str:
+            return "; ".join(f"{r.status.device.name}: {_why(r)}" for r in chosen)
+
+        bad_deployment = [r for r in results if r.deployment and r.deployment.state is not DeploymentState.COMMITTED]
+        infeasible = [r for r in results if r.choice and r.choice.winner is None]
+        lost = [r for r in results if r.choice is None]
+        unsure = [r for r in results if r.choice and r.choice.inconclusive]
+        if bad_deployment:
+            return RolledBack(names(bad_deployment))
+        if infeasible:
+            return NoFeasible(names(infeasible))
+        if lost:
+            return DeviceLost(names(lost))
+        return Inconclusive(names(unsure)) if unsure else None
+
+    def _notes(self, made: _Made) -> list[str]:
+        notes = []
+        if self._workload.same_data:
+            n = self._workload.evaluation.n
+            notes.append(f"the winner is chosen on the same {n} samples that it is reported on; give data.selection or n >= 400")
+        if self._workload.calibration is None:
+            notes.append("without data.calibration no static quantisation was tried")
+        return notes + [f"{name}: no effect on this model" for name in made.skipped]
+
+
+def _why(result: DeviceResult) -> str:
+    if result.deployment is not None and result.deployment.reason:
+        return result.deployment.reason
+    return result.lost or (result.choice.reason if result.choice else "not measured")
+
+
+def make_plans(fleet: Fleet, workload: Workload) -> list[Plan]:
+    """The plans that the fleet file asks for. Raises UserError for a recipe that cannot be."""
+    optimize = fleet.file.optimize
+    return expand(optimize.recipes, workload.source.signature, workload.calibration is not None, optimize.budget.variants)
+
+
+def _gather(outcomes: Sequence[PlanOutcome]) -> _Made:
+    made = _Made()
+    for outcome in outcomes:
+        if isinstance(outcome, Variant):
+            lineage = [step.document() for step in outcome.lineage]
+            made.origins[outcome.artifact.digest] = Origin(lineage, str(outcome.path / outcome.artifact.main_file))
+            made.builds.append(Build(outcome.artifact, outcome.name, outcome.io))
+        elif isinstance(outcome, Failed):
+            made.failures.append(OptimizeFailure(outcome.plan.name, outcome.failure))
+        elif isinstance(outcome, Skipped):
+            made.skipped.append(outcome.plan.name)
+    return made
+
+
+__all__ = ["UNTIL", "Choice", "Driver", "Scores", "make_plans"]

@@ -1,0 +1,237 @@
+"""What a run knows: the candidates in play, and a fold over all attempts that were received. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from edgefarm.model import (
+    AccuracyResult,
+    AccuracyWork,
+    Attempt,
+    Candidate,
+    Conditions,
+    ContenderResult,
+    Failure,
+    FailureKind,
+    LatencyResult,
+    LatencyWork,
+    MemoryResult,
+    MemoryWork,
+    OrderState,
+    OrderStatus,
+    Reduction,
+    Stage,
+)
+from edgefarm.statistics import Interval
+
+SCREEN, COMPARE, CONFIRM = "screen", "compare", "confirm"
+ACCURACY, MEMORY = "accuracy", "memory"
+_ENDED = {OrderState.DONE, OrderState.CANCELLED, OrderState.QUARANTINED}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A candidate in play; `variant` is the name that people read."""
+
+    candidate: Candidate
+    variant: str
+    baseline: bool = False
+
+    @property
+    def key(self) -> str:
+        """Key of the candidate."""
+        return self.candidate.key
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the artifact."""
+        return self.candidate.artifact.bytes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How accuracy is taken on a device: shards of all samples, and what comes back."""
+
+    shards: tuple[str, ...]
+    reduction: Reduction
+
+
+@dataclass(frozen=True)
+class Group:
+    """Devices of one class under the same limits. They share trials; `entries` starts with the baseline.
+
+    `constraints`: those of the fleet file that are set; `accept`: verdicts that may choose a winner.
+    """
+
+    run: str
+    model: str
+    device_class: str
+    devices: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    objective: str
+    constraints: Mapping[str, float]
+    inputs: str
+    evaluation: Evaluation
+    confidence: float | None = None
+    accept: tuple[str, ...] = ("stable",)
+    budget_ns: int = 300 * 10**9
+
+    @property
+    def baseline(self) -> Entry:
+        """The source, in its own runtime."""
+        return self.entries[0]
+
+    @property
+    def id(self) -> str:
+        """The class, or the class and the first device where one class has devices under different limits."""
+        return f"{self.device_class}/{self.devices[0]}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One candidate on one split. `difference`: candidate minus baseline on the same samples, signed so that above 0 is better.
+
+    `difference` (95 %) is None where the metric gives no interval (`reason` says why); `drop` is its negated point estimate and
+    `drop_high` the conservative end at the confidence that the user asked for, None if none was.
+    """
+
+    value: float
+    baseline: float
+    n: int
+    drop: float
+    difference: Interval | None = None
+    drop_high: float | None = None
+    resolvable_drop: float | None = None
+    samples_needed: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One candidate on both splits; they are one object where one set serves for both."""
+
+    selection: Score
+    evaluation: Score
+    metric: str
+    higher_is_better: bool
+    same_data: bool = False
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One contender in one launch, next to the reference of the same launch."""
+
+    order: str
+    index: int
+    device: str
+    result: ContenderResult
+    reference: ContenderResult
+    conditions: Conditions
+    at_unix_ms: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of the candidates of one device class."""
+
+    screened: Mapping[str, Launch] = field(default_factory=dict)
+    launches: Mapping[str, tuple[Launch, ...]] = field(default_factory=dict)
+    confirmed: Mapping[tuple[str, str], tuple[Launch, ...]] = field(default_factory=dict)
+    memory: Mapping[str, MemoryResult] = field(default_factory=dict)
+    accuracy: Mapping[str, AccuracyResult] = field(default_factory=dict)
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    ended: frozenset[str] = frozenset()
+    spent_ns: int = 0
+
+
+def stage_of(order_id: str) -> str:
+    """The stage of the loop that an order belongs to; ids are `RUN/STAGE/HASH`."""
+    return order_id.split("/")[-2]
+
+
+def fold(orders: Iterable[OrderStatus], device_class: str, scores: Mapping[str, Scores]) -> Evidence:
+    """Evidence about one device class from the orders of a run, in any order of arrival."""
+    gathered = _Gathered()
+    for status in sorted(orders, key=lambda s: s.order.id):
+        if status.order.device_class == device_class:
+            gathered.add(status)
+    return gathered.evidence(scores)
+
+
+@dataclass
+class _Gathered:
+    screened: dict[str, Launch] = field(default_factory=dict)
+    launches: dict[str, list[Launch]] = field(default_factory=dict)
+    confirmed: dict[tuple[str, str], list[Launch]] = field(default_factory=dict)
+    memory: dict[str, MemoryResult] = field(default_factory=dict)
+    accuracy: dict[str, AccuracyResult] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+    spent_ns: int = 0
+
+    def add(self, status: OrderStatus) -> None:
+        if status.state in _ENDED:
+            self.ended.add(status.order.id)
+        for attempt in sorted(status.attempts, key=lambda a: a.index):
+            self.spent_ns += attempt.duration_ns
+            outcome = attempt.outcome
+            if isinstance(outcome, LatencyResult):
+                self._add_latency(status, attempt, outcome)
+            elif isinstance(outcome, MemoryResult):
+                self.memory[outcome.key] = outcome
+            elif isinstance(outcome, AccuracyResult):
+                self.accuracy[outcome.key] = outcome
+            else:
+                self._add_failure(status, outcome)
+
+    def _add_latency(self, status: OrderStatus, attempt: Attempt, outcome: LatencyResult) -> None:
+        work = status.order.work
+        assert isinstance(work, LatencyWork)
+        results = {r.key: r for r in outcome.contenders}
+        reference = results.get(work.contenders[0].key)
+        for result in outcome.contenders:
+            if result.failure is not None:
+                self.failures.setdefault(result.key, result.failure)
+            elif reference is not None and reference.failure is None:
+                launch = Launch(
+                    attempt.order, attempt.index, attempt.device, result, reference, attempt.conditions, attempt.started_unix_ms
+                )
+                self._add_launch(stage_of(status.order.id), launch)
+
+    def _add_launch(self, stage: str, launch: Launch) -> None:
+        if stage == SCREEN:
+            self.screened[launch.result.key] = launch
+        elif stage == CONFIRM:
+            self.confirmed.setdefault((launch.device, launch.result.key), []).append(launch)
+        else:
+            self.launches.setdefault(launch.result.key, []).append(launch)
+
+    def _add_failure(self, status: OrderStatus, failure: Failure) -> None:
+        """A failure of a whole attempt is that of its candidate where there is but one besides the reference."""
+        work = status.order.work
+        if isinstance(work, MemoryWork | AccuracyWork):
+            self.failures.setdefault(work.contender.key, failure)
+        elif len(work.contenders) <= 2:
+            self.failures.setdefault(work.contenders[-1].key, failure)
+
+    def evidence(self, scores: Mapping[str, Scores]) -> Evidence:
+        launches = {k: tuple(v) for k, v in self.launches.items()}
+        confirmed = {k: tuple(v) for k, v in self.confirmed.items()}
+        return Evidence(
+            self.screened,
+            launches,
+            confirmed,
+            self.memory,
+            self.accuracy,
+            {k: s for k, s in scores.items() if k in self.accuracy},
+            self.failures,
+            frozenset(self.ended),
+            self.spent_ns,
+        )
+
+
+def no_answer(stage: str) -> Failure:
+    """The failure of a candidate whose order ended without any result."""
+    return Failure(FailureKind.DEVICE_LOST, f"the {stage} order ended without a result", Stage.RUN)

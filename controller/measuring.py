@@ -1,0 +1,86 @@
+"""The measuring phase: asks the planner, gives orders, gathers evidence, until nothing more is wanted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from controller.control import Control
+from controller.events import Events
+from controller.evidence import Evidence, Group, fold
+from controller.planner import next_step
+from controller.scoring import Scoring
+from edgefarm.model import Order, OrderState, Progress
+
+_POLL_S = 1.0
+LOST_AFTER_S = 90.0  # a device away for longer is given up for this run
+
+
+class Measuring:
+    """One pass through the planner's stages for all groups of a run.
+
+    Attributes:
+        lost: device -> why it was given up.
+        submitted: orders that were not known before.
+    """
+
+    def __init__(self, run: str, groups: Sequence[Group], control: Control, scoring: Scoring, events: Events) -> None:
+        self._run, self._groups, self._control, self._scoring, self._events = run, groups, control, scoring, events
+        self.lost: dict[str, str] = {}
+        self.submitted = 0
+        self._away_since: dict[str, float] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    def run(self) -> dict[str, Evidence]:
+        """Measures until all that can be known is known; returns evidence by group id."""
+        since = -1
+        while True:
+            progress = self._control.progress(self._run, since, _POLL_S)
+            since = progress.revision
+            evidence = {g.id: self._evidence(g, progress) for g in self._groups}
+            wanted = [order for g in self._groups for order in self._wanted(g, evidence[g.id])]
+            if not wanted:
+                return evidence
+            self._submit(wanted, progress)
+            self._watch_devices()
+
+    def _evidence(self, group: Group, progress: Progress) -> Evidence:
+        evidence = fold(progress.orders, group.device_class, {})
+        scores = {}
+        base = evidence.accuracy.get(group.baseline.key)
+        if base is not None:
+            for entry in group.entries:
+                result = evidence.accuracy.get(entry.key)
+                if result is not None:
+                    scores[entry.key] = self._scoring.scores(result, base)
+        return replace(evidence, scores=scores)
+
+    def _wanted(self, group: Group, evidence: Evidence) -> tuple[Order, ...]:
+        present = tuple(name for name in group.devices if name not in self.lost)
+        if not present:
+            return ()
+        step = next_step(replace(group, devices=present), evidence)
+        if step.orders and (group.id, step.stage) not in self._told:
+            self._told.add((group.id, step.stage))
+            text = f"{', '.join(present)}: {step.stage}: {len(step.orders)} order{'s' if len(step.orders) > 1 else ''}"
+            self._events.emit("stage", text, devices=list(present), stage=step.stage, orders=[o.id for o in step.orders])
+        return step.orders
+
+    def _submit(self, wanted: Sequence[Order], progress: Progress) -> None:
+        known: Mapping[str, OrderState] = {s.order.id: s.state for s in progress.orders}
+        new = [order for order in wanted if order.id not in known]
+        if new:
+            self._control.submit(new)
+            self.submitted += len(new)
+
+    def _watch_devices(self) -> None:
+        """Gives up a device that stays away, so that the others' run can end."""
+        now = time.monotonic()
+        for status in self._control.devices():
+            name = status.device.name
+            if status.state != "lost":
+                self._away_since.pop(name, None)
+            elif now - self._away_since.setdefault(name, now) > LOST_AFTER_S and name not in self.lost:
+                self.lost[name] = status.reason or f"no sign of life for {LOST_AFTER_S:.0f} s"
+                self._events.emit("device-lost", f"{name}: given up: {self.lost[name]}", device=name)

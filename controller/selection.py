@@ -1,0 +1,233 @@
+"""Chooses each device's winner from what was measured. Pure.
+
+Drop what breaks a constraint; among the rest the best objective; within the noise the smaller, then the more accurate.
+Nothing beats the baseline unless its interval says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from controller.evidence import Entry, Evidence, Group
+from controller.limits import broken, memory_bytes, unproved
+from controller.verdicts import Latency, against, latency, speedup, verdict
+from edgefarm.model import Verdict
+from edgefarm.statistics import Interval
+
+NOISE_FLOOR = 0.01  # differences below this are called equal even where an interval excludes 1
+_SLOWER = 0.95  # a candidate screened below this speed-up cannot win on latency
+_MEMORY_GAIN = 0.98
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is held of one candidate. `rejected` is empty for the winner only."""
+
+    entry: Entry
+    feasible: bool
+    rejected: str
+    latency: Latency | None = None
+    speedup: Interval | None = None
+    verdict: Verdict | None = None
+    verdict_detail: str = ""
+    pareto: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The winner of one device; None if no candidate is feasible. `inconclusive`: a better one may exist, the numbers can't say."""
+
+    device: str
+    winner: Entry | None
+    reason: str
+    judgements: tuple[Judgement, ...]
+    inconclusive: bool = False
+
+    def judgement(self, key: str) -> Judgement:
+        """The judgement of one candidate."""
+        return next(j for j in self.judgements if j.entry.key == key)
+
+
+def about_speed(group: Group) -> bool:
+    """Whether the objective is a latency or a throughput."""
+    return group.objective.startswith("latency") or group.objective == "throughput"
+
+
+def screened_speedup(entry: Entry, evidence: Evidence) -> float | None:
+    """Speed-up over the baseline in the screening launch; 1 for the baseline."""
+    if entry.baseline:
+        return 1.0
+    launch = evidence.screened.get(entry.key)
+    return None if launch is None else launch.reference.p50_ns / max(1, launch.result.p50_ns)
+
+
+def too_slow(group: Group, entry: Entry, evidence: Evidence) -> str:
+    """Why a screened candidate cannot win on speed; empty if it can. Says nothing while the baseline itself breaks a limit."""
+    ratio = screened_speedup(entry, evidence)
+    if entry.baseline or ratio is None or not about_speed(group) or ratio >= _SLOWER or broken(group, group.baseline, evidence):
+        return ""
+    launch = evidence.screened[entry.key]
+    slow = f"{1 / ratio:.2f}x slower" if ratio > 0 else "slower"
+    return f"{slow} than the baseline (screened: {launch.result.p50_ns / 1e6:.4g} ms against {launch.reference.p50_ns / 1e6:.4g} ms)"
+
+
+def hopeful(group: Group, evidence: Evidence) -> list[Entry]:
+    """Screened candidates that may still win, most promising first; without the baseline."""
+    able = [
+        e
+        for e in group.entries
+        if not e.baseline
+        and e.key not in evidence.failures
+        and e.key in evidence.screened
+        and not broken(group, e, evidence, certainly=True)
+        and not too_slow(group, e, evidence)
+    ]
+    if about_speed(group):
+        return sorted(able, key=lambda e: (-(screened_speedup(e, evidence) or 0.0), e.size_bytes, e.key))
+    return sorted(able, key=lambda e: (_objective(group, e, evidence, None), e.size_bytes, -(screened_speedup(e, evidence) or 0.0), e.key))
+
+
+def choose(group: Group, evidence: Evidence, device: str) -> Choice:
+    """The winner of `device`, one of the group's."""
+    judgements = [_judge(group, entry, evidence) for entry in group.entries]
+    feasible = [j for j in judgements if j.feasible]
+    base = judgements[0]
+    better = [j for j in feasible if not j.entry.baseline and (not base.feasible or _beats(group, j, evidence))]
+    better = [j for j in better if not _unconfirmed(j.entry, evidence, device)]
+    doubtful = [j for j in judgements if not j.feasible and j.rejected.startswith("verdict ")]
+    if better:
+        winner = _best(group, better, evidence)
+        return _choice(group, device, winner, judgements, evidence, "best of the feasible candidates")
+    if base.feasible:
+        reason = "no feasible candidate is better than the baseline"
+        return _choice(group, device, base, judgements, evidence, reason, inconclusive=bool(doubtful))
+    reason = f"no feasible variant; the baseline: {base.rejected}"
+    return _choice(group, device, None, judgements, evidence, reason, inconclusive=bool(doubtful))
+
+
+def _judge(group: Group, entry: Entry, evidence: Evidence) -> Judgement:
+    launches = evidence.launches.get(entry.key, ())
+    known = Judgement(entry, False, "")
+    if launches:
+        verdict_, detail = verdict(launches)
+        if entry.baseline:  # its own reference: a ratio of 1 says nothing
+            verdict_, detail = Verdict.STABLE, "the reference"
+        known = Judgement(entry, False, "", latency(launches), speedup(launches), verdict_, detail)
+    if failure := evidence.failures.get(entry.key):
+        return replace(known, rejected=f"failed: {failure.kind.value}: {failure.detail}")
+    if reason := broken(group, entry, evidence) or too_slow(group, entry, evidence):
+        return replace(known, rejected=reason)
+    if entry.key not in evidence.screened and not launches:
+        return replace(known, rejected="not measured: the budget of device time was spent")
+    if not launches:
+        ratio = screened_speedup(entry, evidence) or 0.0
+        return replace(known, rejected=f"screened at {ratio:.2f}x the baseline's speed; more promising candidates were compared")
+    if reason := unproved(group, entry, evidence):
+        return replace(known, rejected=reason)
+    if known.verdict is not None and known.verdict.value not in group.accept:
+        return replace(known, rejected=f"verdict {known.verdict.value}: {known.verdict_detail}")
+    return replace(known, feasible=True)
+
+
+def _beats(group: Group, judgement: Judgement, evidence: Evidence) -> bool:
+    """Whether the interval says that a candidate is better than the baseline."""
+    if about_speed(group):
+        ratio = judgement.speedup
+        return ratio is not None and ratio.known and ratio.low > 1.0 and ratio.value > 1.0 + NOISE_FLOOR
+    mine, base = _objective(group, judgement.entry, evidence, None), _objective(group, group.baseline, evidence, None)
+    return mine < base * (_MEMORY_GAIN if group.objective == "memory" else 1.0)
+
+
+def _unconfirmed(entry: Entry, evidence: Evidence, device: str) -> bool:
+    """Whether a short paired run on this very device failed to show that the candidate is no slower than the baseline."""
+    launches = evidence.confirmed.get((device, entry.key))
+    if not launches:
+        return False
+    ratio = speedup(launches)
+    return not ratio.known or ratio.low <= 1.0
+
+
+def _objective(group: Group, entry: Entry, evidence: Evidence, summary: Latency | None) -> float:
+    """The objective's value, lower is better; infinite if unknown."""
+    if group.objective == "size":
+        return float(entry.size_bytes)
+    if group.objective == "memory":
+        used = memory_bytes(entry, evidence)
+        return math.inf if used is None else float(used)
+    if summary is None:
+        return math.inf
+    if group.objective == "throughput":
+        return -summary.throughput_per_s.value
+    interval: Interval | None = getattr(summary, group.objective.removeprefix("latency_"))
+    return math.inf if interval is None else interval.value
+
+
+def _best(group: Group, judgements: Sequence[Judgement], evidence: Evidence) -> Judgement:
+    leader = min(judgements, key=lambda j: (_objective(group, j.entry, evidence, j.latency), j.entry.size_bytes, j.entry.key))
+    equal = [j for j in judgements if j is leader or _within_noise(group, leader, j, evidence)]
+    return min(equal, key=lambda j: (j.entry.size_bytes, _harm(j.entry, evidence), j.entry.key))
+
+
+def _within_noise(group: Group, leader: Judgement, other: Judgement, evidence: Evidence) -> bool:
+    mine = _objective(group, leader.entry, evidence, leader.latency)
+    theirs = _objective(group, other.entry, evidence, other.latency)
+    if not about_speed(group):
+        return mine == theirs
+    ratio = against(evidence.launches.get(leader.entry.key, ()), evidence.launches.get(other.entry.key, ()))
+    return ratio is None or not ratio.known or ratio.low <= 1.0 + NOISE_FLOOR
+
+
+def _harm(entry: Entry, evidence: Evidence) -> float:
+    scores = evidence.scores.get(entry.key)
+    return scores.selection.drop if scores else math.inf
+
+
+def _choice(
+    group: Group,
+    device: str,
+    winner: Judgement | None,
+    judgements: Sequence[Judgement],
+    evidence: Evidence,
+    reason: str,
+    *,
+    inconclusive: bool = False,
+) -> Choice:
+    front = _pareto(judgements, evidence)
+    final = []
+    for judgement in judgements:
+        text = judgement.rejected
+        if judgement.feasible and judgement is not winner:
+            text = _why_not(group, judgement, winner, evidence, device)
+        final.append(replace(judgement, rejected=text, pareto=judgement.entry.key in front))
+    return Choice(device, winner.entry if winner else None, reason, tuple(final), inconclusive)
+
+
+def _why_not(group: Group, judgement: Judgement, winner: Judgement | None, evidence: Evidence, device: str) -> str:
+    if _unconfirmed(judgement.entry, evidence, device):
+        return f"not confirmed as faster than the baseline on {device}"
+    if winner is None or winner.entry.baseline:
+        ratio = judgement.speedup
+        shown = f" ({ratio.value:.3f}x, interval {ratio.low:.3f} to {ratio.high:.3f})" if ratio else ""
+        return f"not better than the baseline{shown}"
+    if judgement.entry.baseline:
+        return "the winner is better"
+    ratio = against(evidence.launches.get(winner.entry.key, ()), evidence.launches.get(judgement.entry.key, ()))
+    if about_speed(group) and ratio is not None and ratio.known and ratio.low > 1.0:
+        return f"{ratio.value:.3f}x slower than the winner"
+    return f"no better than the winner in {group.objective}, which is smaller or as good"
+
+
+def _pareto(judgements: Sequence[Judgement], evidence: Evidence) -> set[str]:
+    """Keys of the measured candidates that no other beats in latency, size and accuracy at once."""
+    points: Mapping[str, tuple[float, float, float]] = {
+        j.entry.key: (j.latency.p50.value, float(j.entry.size_bytes), _harm(j.entry, evidence))
+        for j in judgements
+        if j.latency is not None and j.entry.key not in evidence.failures
+    }
+
+    def dominated(point: tuple[float, float, float]) -> bool:
+        return any(all(a <= b for a, b in zip(other, point)) and other != point for other in points.values())
+
+    return {key for key, point in points.items() if not dominated(point)}

@@ -1,0 +1,103 @@
+"""Summaries of launches with their intervals, and whether they may be believed. Pure.
+
+A comparison is paired within launches, so load that did not move its interval is no reason to doubt it; an interval too wide to be
+used is, and the conditions say why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from controller.evidence import Launch
+from edgefarm.model import Verdict
+from edgefarm.statistics import Interval, geometric_interval, mean_interval, percentile_floor, ratio_interval
+
+NOISE_LIMIT = 0.10  # relative half width of a ratio's interval above which it is too wide to be used
+_TREND_LIMIT = 0.05
+_OTHERS_CPU = 0.25  # cores
+_STEAL = 0.05
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of one candidate over its launches, in nanoseconds; a percentile that n does not carry is None."""
+
+    n: int
+    launches: int
+    p50: Interval
+    p90: Interval | None
+    p99: Interval | None
+    load: Interval
+    first_inference: Interval
+    throughput_per_s: Interval
+
+
+def latency(launches: Sequence[Launch]) -> Latency:
+    """Summarises at least one launch: the geometric mean over launches of each launch's value, with its Student interval."""
+    results = [launch.result for launch in launches]
+    n = sum(r.n for r in results)
+
+    def percentile(name: str, q: float) -> Interval | None:
+        return geometric_interval([max(1.0, getattr(r, name)) for r in results]) if n >= percentile_floor(q) else None
+
+    return Latency(
+        n,
+        len(results),
+        geometric_interval([max(1.0, r.p50_ns) for r in results]),
+        percentile("p90_ns", 0.9),
+        percentile("p99_ns", 0.99),
+        geometric_interval([max(1.0, r.load_ns) for r in results]),
+        geometric_interval([max(1.0, r.first_inference_ns) for r in results]),
+        geometric_interval([1e9 / max(1.0, r.mean_ns) for r in results]),
+    )
+
+
+def speedup(launches: Sequence[Launch], confidence: float = 0.95) -> Interval:
+    """Reference over candidate, paired within each launch: above 1 = faster than the reference."""
+    return ratio_interval([launch.reference.p50_ns for launch in launches], [launch.result.p50_ns for launch in launches], confidence)
+
+
+def against(leader: Sequence[Launch], other: Sequence[Launch], confidence: float = 0.95) -> Interval | None:
+    """Other over leader, over the launches that held both: above 1 = the leader is faster. None without a common launch."""
+    mine = {(x.order, x.index): x.result.p50_ns for x in leader}
+    pairs = [(x.result.p50_ns, mine[x.order, x.index]) for x in other if (x.order, x.index) in mine]
+    return ratio_interval([p[0] for p in pairs], [p[1] for p in pairs], confidence) if pairs else None
+
+
+def verdict(launches: Sequence[Launch]) -> tuple[Verdict, str]:
+    """The verdict on the comparison of one candidate with its reference, and what was seen."""
+    reasons = sorted({reason for launch in launches for reason in launch.conditions.throttled})
+    if reasons:
+        return Verdict.THROTTLED, f"throttled: {', '.join(reasons)}"
+    ratio = speedup(launches)
+    half = (math.log(ratio.high) - math.log(ratio.low)) / 2 if ratio.known else math.inf
+    if half > NOISE_LIMIT:
+        return _why_noisy(launches, half)
+    if drift := _drift(launches):
+        return Verdict.UNSTEADY, drift
+    return Verdict.STABLE, f"speed-up known to +-{half:.1%} from {len(launches)} launches"
+
+
+def _why_noisy(launches: Sequence[Launch], half: float) -> tuple[Verdict, str]:
+    width = f"speed-up only known to +-{half:.0%} from {len(launches)} launches" if math.isfinite(half) else "a single launch"
+    others = [launch.conditions.others_cpu for launch in launches if launch.conditions.others_cpu is not None]
+    steal = [launch.conditions.steal for launch in launches if launch.conditions.steal is not None]
+    if others and sum(others) / len(others) > _OTHERS_CPU:
+        return Verdict.INTERFERED, f"{width}; other processes used {sum(others) / len(others):.1f} cores"
+    if steal and sum(steal) / len(steal) > _STEAL:
+        return Verdict.INTERFERED, f"{width}; the hypervisor took {sum(steal) / len(steal):.0%} of the time"
+    return Verdict.NOISY, width
+
+
+def _drift(launches: Sequence[Launch]) -> str:
+    """Text if the ratio of the second half of the launches differs from that of the first by more than chance and 5 %."""
+    if len(launches) < 8:
+        return ""
+    logs = [math.log(launch.reference.p50_ns / launch.result.p50_ns) for launch in launches]
+    half = len(logs) // 2
+    first, second = mean_interval(logs[:half], 0.99), mean_interval(logs[half:], 0.99)
+    apart = first.high < second.low or second.high < first.low
+    change = abs(second.value - first.value)
+    return f"speed-up moved by {change:.0%} between the first and the second half" if apart and change > _TREND_LIMIT else ""

@@ -1,0 +1,212 @@
+"""The planner and the selection against worlds whose truth is known."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.evidence import ACCURACY, COMPARE, CONFIRM, MEMORY, SCREEN, fold, stage_of
+from controller.planner import CONTENDERS, finalists, next_step
+from controller.selection import choose
+from edgefarm.model import FailureKind, LatencyWork, OrderState, OrderStatus
+from tests.fakes.world import FakeWorld, Truth, entry, make_group
+
+BASE = Truth("source", 1_000_000, 0.92, 2_800_000)
+USUAL = (
+    BASE,
+    Truth("int8", 400_000, 0.918, 750_000),
+    Truth("int8-lossy", 300_000, 0.70, 750_000),
+    Truth("dynamic", 13_000_000, 0.92, 760_000),
+    Truth("fp16", 1_010_000, 0.92, 1_400_000),
+    Truth("broken", 1, failure=FailureKind.LOAD),
+    Truth("nan", 1, failure=FailureKind.NUMERIC),
+)
+
+
+def test_the_usual_world_ends_with_the_fastest_feasible_and_true_reasons() -> None:
+    world, group = FakeWorld(USUAL), make_group(USUAL)
+    choice = choose(group, world.run(group), "d1")
+    assert choice.winner is not None
+    assert choice.winner.variant == "int8"
+    why = {j.entry.variant: j.rejected for j in choice.judgements}
+    assert why["int8"] == ""
+    assert why["int8-lossy"].startswith("accuracy_drop 0.22 > 0.01")
+    assert "13.0" in why["dynamic"]
+    assert "slower than the baseline" in why["dynamic"]
+    assert why["broken"] == "failed: load: as told"
+    assert why["nan"] == "failed: numeric: as told"
+    assert "not better than the baseline" not in why["int8"]
+    assert why["source"] == "the winner is better"
+
+
+def test_stages_come_in_order_and_each_order_is_given_once() -> None:
+    world, group = FakeWorld(USUAL), make_group(USUAL)
+    world.run(group)
+    stages = [stage_of(o) for o in world.answered]
+    assert [s for i, s in enumerate(stages) if s not in stages[:i]] == [SCREEN, ACCURACY, COMPARE, MEMORY]
+    assert len(set(world.answered)) == len(world.answered)
+    for status in world.orders.values():
+        if isinstance(status.order.work, LatencyWork):
+            assert status.order.work.contenders[0].key == group.baseline.key
+            assert len(status.order.work.contenders) <= CONTENDERS
+
+
+worlds = st.lists(
+    st.builds(
+        Truth,
+        st.sampled_from([f"v{i}" for i in range(12)]),
+        st.integers(50_000, 5_000_000),
+        st.floats(0.5, 1.0),
+        st.integers(1000, 10_000_000),
+        st.integers(1, 500 * 2**20),
+        st.sampled_from([None, None, None, None, *FailureKind]),
+    ),
+    max_size=11,
+    unique_by=lambda t: t.name,
+).map(lambda others: (BASE, *others))
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds, st.sampled_from(["latency_p50", "throughput", "size", "memory"]), st.integers(0, 5), st.floats(0.0, 0.3))
+def test_what_breaks_a_limit_never_wins_and_the_planner_ends(truths: tuple[Truth, ...], objective: str, seed: int, noise: float) -> None:
+    limits = {"accuracy_drop": 0.02, "memory_mib": 300.0, "size_mib": 5.0}
+    world, group = FakeWorld(truths, noise=noise, seed=seed), make_group(truths, objective=objective, constraints=limits)
+    choice = choose(group, world.run(group), "d1")
+    by_key = {entry(t).key: t for t in truths}
+    assert {j.entry.key for j in choice.judgements} == set(by_key)
+    for judgement in choice.judgements:
+        assert (judgement.rejected == "") == (choice.winner is not None and judgement.entry.key == choice.winner.key)
+    if choice.winner is not None:
+        truth = by_key[choice.winner.key]
+        assert truth.failure is None
+        assert BASE.accuracy - truth.accuracy <= 0.02
+        assert truth.size <= 5 * 2**20
+        assert truth.memory <= 300 * 2**20
+    if choice.winner is not None and not choice.winner.baseline and objective == "latency_p50":
+        speedup = choice.judgement(choice.winner.key).speedup
+        assert speedup is not None
+        assert speedup.low > 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(worlds, st.integers(0, 3))
+def test_with_little_noise_nothing_clearly_better_is_missed(truths: tuple[Truth, ...], seed: int) -> None:
+    world, group = FakeWorld(truths, noise=0.002, seed=seed), make_group(truths)
+    choice = choose(group, world.run(group), "d1")
+    fine = [t for t in truths if t.failure is None and BASE.accuracy - t.accuracy <= 0.01]
+    best = min(t.latency_ns for t in fine)
+    assert choice.winner is not None
+    winner = world.truth(choice.winner.key)
+    assert winner.latency_ns <= best * 1.03
+
+
+@settings(max_examples=25, deadline=None)
+@given(worlds, st.randoms())
+def test_a_restart_at_any_point_gives_the_same_orders(truths: tuple[Truth, ...], rng: random.Random) -> None:
+    group = make_group(truths)
+    straight = FakeWorld(truths)
+    straight.run(group)
+    restarted = FakeWorld(truths)
+    for _ in range(200):
+        shuffled = list(restarted.orders.values())
+        rng.shuffle(shuffled)
+        known = fold(shuffled, "c1", {})
+        step = next_step(group, replace(known, scores=restarted.scores(group, known)))
+        if not step.orders:
+            break
+        restarted.answer(rng.choice(step.orders))  # one at a time, in any order
+    assert set(restarted.answered) == set(straight.answered)
+
+
+def test_a_batch_without_results_is_screened_one_by_one() -> None:
+    group = make_group(USUAL)
+    world = FakeWorld(USUAL)
+    first = next_step(group, world.evidence(group)).orders[0]
+    world.orders[first.id] = OrderStatus(first, OrderState.QUARANTINED, "d1", ())
+    singles = [o for o in next_step(group, world.evidence(group)).orders if len(o.work.contenders) == 2]  # type: ignore[union-attr]
+    assert [o.work.contenders[1].key for o in singles] == [e.key for e in group.entries[1:4]]  # type: ignore[union-attr]
+    choice = choose(group, world.run(group), "d1")
+    assert choice.winner is not None
+    assert choice.winner.variant == "int8"
+
+
+def test_every_device_of_a_class_confirms_what_it_did_not_compare_itself() -> None:
+    group = make_group(USUAL, devices=("d1", "d2"))
+    world = FakeWorld(USUAL)
+    evidence = world.run(group)
+    confirms = [s.order for s in world.orders.values() if stage_of(s.order.id) == CONFIRM]
+    assert [o.device for o in confirms] == ["d2"]
+    assert choose(group, evidence, "d2").winner == choose(group, evidence, "d1").winner
+
+
+def test_a_device_that_does_not_confirm_keeps_the_baseline() -> None:
+    group = make_group(USUAL[:2], devices=("d1", "d2"))
+    world = FakeWorld(USUAL[:2])
+    world.run(group)
+    slow = FakeWorld((BASE, replace(USUAL[1], latency_ns=1_200_000, name="int8")))
+    order = next(s.order for s in world.orders.values() if stage_of(s.order.id) == CONFIRM)
+    slow.answer(order)
+    world.orders[order.id] = slow.orders[order.id]
+    evidence = world.evidence(group)
+    assert choose(group, evidence, "d1").winner == group.entries[1]
+    kept = choose(group, evidence, "d2")
+    assert kept.winner == group.baseline
+    assert kept.judgement(group.entries[1].key).rejected == "not confirmed as faster than the baseline on d2"
+
+
+def test_noise_is_inconclusive_not_a_winner() -> None:
+    truths = (BASE, Truth("int8", 700_000, 0.92))
+    world, group = FakeWorld(truths, noise=0.8, seed=3), make_group(truths)
+    choice = choose(group, world.run(group), "d1")
+    assert choice.inconclusive
+    assert choice.winner == group.baseline
+    assert choice.judgement(group.entries[1].key).rejected.startswith("verdict noisy")
+
+
+def test_a_slower_variant_may_win_where_the_baseline_breaks_a_limit() -> None:
+    truths = (BASE, Truth("small", 1_500_000, 0.92, 500_000))
+    world, group = FakeWorld(truths), make_group(truths, constraints={"size_mib": 1.0})
+    choice = choose(group, world.run(group), "d1")
+    assert choice.winner is not None
+    assert choice.winner.variant == "small"
+
+
+def test_no_feasible_variant_is_said() -> None:
+    truths = (BASE, Truth("int8", 400_000, 0.5))
+    world, group = FakeWorld(truths), make_group(truths, constraints={"accuracy_min": 0.99})
+    choice = choose(group, world.run(group), "d1")
+    assert choice.winner is None
+    assert choice.reason == "no feasible variant; the baseline: accuracy 0.92 < 0.99 (top1, n=100)"
+
+
+def test_equal_speed_goes_to_the_smaller_then_the_more_accurate() -> None:
+    truths = (BASE, Truth("a", 400_000, 0.92, 900_000), Truth("b", 400_000, 0.915, 500_000), Truth("c", 400_000, 0.92, 500_000))
+    world, group = FakeWorld(truths, noise=0.001), make_group(truths)
+    choice = choose(group, world.run(group), "d1")
+    assert choice.winner is not None
+    assert choice.winner.variant == "c"
+
+
+@pytest.mark.parametrize(("limit", "wins"), [(0.1, True), (0.0001, False)])
+def test_latency_counts_at_the_conservative_end(limit: float, wins: bool) -> None:
+    truths = (BASE, Truth("int8", 50_000, 0.92))
+    world, group = FakeWorld(truths), make_group(truths, constraints={"latency_p90_ms": limit})
+    choice = choose(group, world.run(group), "d1")
+    assert (choice.winner is not None) == wins
+
+
+def test_a_spent_budget_ends_the_screening_not_the_run() -> None:
+    truths = (BASE, *(Truth(f"v{i}", 900_000 - i * 1000, 0.92) for i in range(12)))
+    world, group = FakeWorld(truths), make_group(truths, budget_ns=1)
+    first = next_step(group, world.evidence(group)).orders
+    world.answer(first[0])
+    evidence = world.run(group)
+    choice = choose(group, evidence, "d1")
+    assert choice.winner is not None
+    assert finalists(group, evidence)
+    unseen = [j for j in choice.judgements if j.rejected == "not measured: the budget of device time was spent"]
+    assert len(unseen) == 9
