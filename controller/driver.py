@@ -10,9 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
-from optimizer.recipe import Plan, expand
-
 from controller.config import Fleet
 from controller.control import Control
 from controller.events import Events
@@ -29,6 +26,8 @@ from controller.workload import Workload
 from edgefarm.digest import canonical_json
 from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack
 from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
+from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
+from optimizer.recipe import Plan, expand
 
 UNTIL = ("optimize", "measure", "select", "rollout")
 _ACTIVATION_S = 300.0
@@ -112,10 +111,9 @@ class Driver:
         def out_of_time() -> bool:
             return time.monotonic() - began > budget.minutes * 60
 
-        with Pipeline(self._state / "variants") as pipeline:
-            outcomes = pipeline.run(
-                self._workload.source, plans, self._workload.calibration, self._workload.probe(), self._on_pass, out_of_time
-            )
+        pipeline = Pipeline(self._state / "variants")
+        workload = self._workload
+        outcomes = pipeline.run(workload.source, plans, workload.calibration, workload.probe(), self._on_pass, out_of_time)
         made = _gather(outcomes)
         text = f"{len(made.builds)} variants from {len(plans)} plans"
         if made.failures:
@@ -126,9 +124,10 @@ class Driver:
         return made
 
     def _on_pass(self, event: Event) -> None:
-        if event.ran:
+        if event.kind != "started" and not event.cached:
             self._work.passes += 1
-        self._events.emit("pass", "", plan=event.plan, pass_=event.pass_name, state=event.state, cached=not event.ran)
+        text = f"{event.plan}: {event.pass_name} {event.kind}: {event.detail}" if event.kind == "failed" else ""
+        self._events.emit("pass", text, plan=event.plan, passed=event.pass_name, kind=event.kind, cached=event.cached)
 
     def _devices(self) -> dict[str, DeviceStatus]:
         return {s.device.name: s for s in self._control.devices()}
@@ -275,8 +274,8 @@ def _gather(outcomes: Sequence[PlanOutcome]) -> _Made:
     made = _Made()
     for outcome in outcomes:
         if isinstance(outcome, Variant):
-            lineage = [step.document() for step in outcome.lineage]
-            made.origins[outcome.artifact.digest] = Origin(lineage, str(outcome.path / outcome.artifact.main_file))
+            lineage = [step.as_json() for step in outcome.lineage]
+            made.origins[outcome.artifact.digest] = Origin(lineage, str(outcome.main_file))
             made.builds.append(Build(outcome.artifact, outcome.name, outcome.io))
         elif isinstance(outcome, Failed):
             made.failures.append(OptimizeFailure(outcome.plan.name, outcome.failure))

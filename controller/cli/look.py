@@ -12,7 +12,7 @@ from rich.table import Table
 
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, state_of, verb
 from controller.control import Control
-from controller.hosted import look_into
+from controller.looking import look_into
 from controller.report import FORMS, render
 from controller.report.candidate import utc
 from edgefarm.errors import UserError

@@ -162,7 +162,7 @@ def _first_error(error: ValidationError, document: lines.Document) -> UserError:
         hint = f"; did you mean '{near[0]}'?" if near else f"; valid: {', '.join(valid)}" if valid else ""
         return document.error(f"unknown key '{name}'{hint}", key)
     if problem["type"] == "missing":
-        return document.error(f"'{problem['loc'][-1]}' is missing", key)
+        return document.error("is missing", key)
     return document.error(f"{problem['msg']}, got {problem['input']!r}", key)
 
 

@@ -1,0 +1,56 @@
+"""Rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("agent", "controller", "optimizer", "proto/edgefarm")
+SOURCES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py") if "v1" not in p.relative_to(ROOT).parts)
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "misc"}
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def test_no_room_is_a_drawer() -> None:
+    found = [str(p.relative_to(ROOT)) for p in SOURCES if FORBIDDEN_NAMES & {part.removesuffix(".py") for part in p.parts}]
+    assert found == []
+    assert not (ROOT / "proto" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("module", ["agent.cli", "agent.link", "agent.worker", "agent.bench"])
+def test_the_supervisor_imports_neither_numpy_nor_a_runtime(module: str) -> None:
+    program = f"import sys, {module}; print([m for m in ('numpy', 'onnxruntime', 'onnx', 'controller', 'optimizer') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_runner_child_does_not_import_grpc() -> None:
+    program = "import sys, agent.runner.child; print([m for m in ('grpc', 'google.protobuf') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_a_device_runs_is_python_3_10() -> None:
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] in ("agent", "proto"):
+            ast.parse(path.read_text(), feature_version=(3, 10))
+            assert not re.search(r"\b(StrEnum|tomllib|ExceptionGroup)\b", path.read_text()), path
+
+
+def test_architecture_names_only_files_that_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = set(re.findall(r"`((?:agent|controller|optimizer|proto|deploy|tests)/[\w./-]+)`", text))
+    missing = sorted(n for n in named if not (ROOT / n).exists())
+    assert missing == []
+    assert named
+    assert len(text.splitlines()) <= 120

@@ -1,0 +1,158 @@
+"""The fleet file: every mistake names file, line, field and what would be right, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controller.config import load_fleet
+from edgefarm.errors import FleetFileError, NotAvailable, UserError
+
+GOOD = """\
+version: 1
+name: kitchen
+model: {path: model.onnx}
+data:
+  evaluation: evaluation.npz
+  metric: top1
+devices:
+  - {name: bench-1, local: {runtimes: [onnxruntime], threads: 1}}
+  - {name: bench-2, local: {threads: 2}, objective: size, constraints: {latency_p90_ms: 80}}
+select:
+  objective: latency_p50
+  constraints: {accuracy_drop: 0.01}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    np.savez(tmp_path / "evaluation.npz", x=np.zeros(1))
+    return tmp_path
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "edge.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_file(folder: Path) -> None:
+    fleet = load_fleet(write(folder, GOOD))
+    assert fleet.model == folder / "model.onnx"
+    assert fleet.model_name == "kitchen"
+    first, second = fleet.targets
+    assert (first.threads, first.options_threads, first.objective) == (1, (1,), "latency_p50")
+    assert second.objective == "size"
+    assert second.constraints.model_dump(exclude_none=True) == {"accuracy_drop": 0.01, "latency_p90_ms": 80}
+    assert fleet.state(None) == folder / ".edgefarm" / "kitchen"
+    assert fleet.state(Path("/elsewhere")) == Path("/elsewhere")
+
+
+WRONG: dict[str, tuple[str, str, str]] = {
+    "unknown key": ("name: kitchen", "name: kitchen\nobjectiv: x", "edge.yaml:3: objectiv: unknown key 'objectiv'"),
+    "near name": (
+        "  objective: latency_p50",
+        "  objectve: latency_p50",
+        "unknown key 'objectve'; did you mean 'objective'?",
+    ),
+    "near nested": ("threads: 1}", "thread: 1}", "devices[0].local.thread: unknown key 'thread'; did you mean 'threads'?"),
+    "wrong type": ("threads: 1}", "threads: many}", "edge.yaml:8: devices[0].local.threads: "),
+    "too small": ("threads: 1}", "threads: 0}", "devices[0].local.threads: Input should be greater than or equal to 1, got 0"),
+    "string as number": ("accuracy_drop: 0.01", 'accuracy_drop: "0.01"', "select.constraints.accuracy_drop: "),
+    "unknown objective": ("objective: latency_p50", "objective: speed", "edge.yaml:11: select.objective: "),
+    "missing key": ("  evaluation: evaluation.npz\n", "", "data.evaluation: is missing"),
+    "version": ("version: 1", "version: 2", "edge.yaml:1: version: "),
+    "said twice": ("name: kitchen", "name: kitchen\nname: other", "edge.yaml:3: name: this key stands here twice"),
+    "not yaml": ("version: 1", "version: [1", "not valid YAML"),
+    "missing model": ("model.onnx", "modell.onnx", "no such file: "),
+    "missing data": ("evaluation.npz", "evaluatoin.npz", "did you mean 'evaluation.npz'?"),
+    "two of a name": ("name: bench-2", "name: bench-1", "devices[1].name: two devices are named 'bench-1'"),
+    "bad name": ("name: kitchen", "name: ../kitchen", "edge.yaml:2: name: "),
+    "runtimes left": ("threads: 1}}", "threads: 1}, runtimes: [tflite]}", "devices[0].runtimes: no runtime is left"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_named(folder: Path, name: str) -> None:
+    old, new, message = WRONG[name]
+    assert old in GOOD
+    with pytest.raises(FleetFileError) as caught:
+        _ = load_fleet(write(folder, GOOD.replace(old, new, 1))).targets
+    assert message in str(caught.value)
+    assert str(folder / "edge.yaml") in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+LATER: dict[str, tuple[str, str, str]] = {
+    "controller": ("name: kitchen", "name: kitchen\ncontroller: farm:7443", "controller: a remote controller"),
+    "enrolled": ("local: {threads: 2}, ", "", "devices[1]: an enrolled device"),
+    "selector": ("{name: bench-1, local", "{selector: {board: pi}, local", "devices[0].selector: "),
+    "tflite": ("model.onnx", "model.tflite", "model.path: "),
+    "torch": ("model.onnx", "model.py:make", "model.path: "),
+    "alternatives": ("{path: model.onnx}", "{path: model.onnx, alternatives: [m.tflite]}", "model.alternatives: "),
+    "train": ("evaluation.npz", "evaluation.npz\n  train: t.npz", "data.train: "),
+    "scenario": ("select:", "measure: {scenario: {kind: server}}\nselect:", "measure.scenario.kind: "),
+    "rate": ("select:", "measure: {scenario: {rate_per_s: 3}}\nselect:", "measure.scenario.rate_per_s: "),
+    "live": ("select:", "measure: {live: pause}\nselect:", "measure.live: "),
+    "window": ("select:", 'measure: {window: "22:00-05:00"}\nselect:', "measure.window: "),
+    "where": ("select:", "measure: {where: {board: pi}}\nselect:", "measure.where: "),
+    "energy": ("objective: latency_p50", "objective: energy", "select.objective: energy"),
+    "energy limit": ("accuracy_drop: 0.01", "energy_mj: 3", "select.constraints.energy_mj: "),
+    "device energy": ("latency_p90_ms: 80", "energy_mj: 80", "devices[1].constraints.energy_mj: "),
+    "per": ("objective: latency_p50", "objective: latency_p50\n  per: class", "select.per: "),
+    "max_variants": ("objective: latency_p50", "objective: latency_p50\n  max_variants: 2", "select.max_variants: "),
+    "serve": ("select:", "rollout: {activate: serve}\nselect:", "rollout.activate: "),
+    "waves": ("select:", "rollout: {waves: [100%]}\nselect:", "rollout.waves: "),
+    "canary": ("select:", "rollout: {canary: {count: 2}}\nselect:", "rollout.canary: "),
+    "switch": ("select:", "rollout: {switch: stop_first}\nselect:", "rollout.switch: "),
+    "health": ("select:", "rollout: {health: {window_s: 5}}\nselect:", "rollout.health: "),
+    "rollout window": ("select:", 'rollout: {window: "02:00-05:00"}\nselect:', "rollout.window: "),
+    "watch": ("select:", "watch: {on_regression: rollback}\nselect:", "watch: "),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_is_not_built_is_refused_not_ignored(folder: Path, name: str) -> None:
+    old, new, message = LATER[name]
+    assert old in GOOD
+    with pytest.raises(NotAvailable, match="not available in this version") as caught:
+        load_fleet(write(folder, GOOD.replace(old, new, 1)))
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_the_defaults_of_what_is_not_built_may_be_written(folder: Path) -> None:
+    text = GOOD + (
+        "rollout:\n  activate: file\n  canary: {per: variant, count: 1}\n  waves: [25%, 100%]\n  switch: overlap\n"
+        "  health: {window_s: 60, min_requests: 0, on_no_data: probe, max_latency_ratio: 1.2, max_error_rate: 0.0, check: null}\n"
+        "watch: {on_regression: propose, notify: null}\nmeasure: {scenario: {kind: paced}, live: wait, accept: [stable, noisy]}\n"
+    )
+    assert load_fleet(write(folder, text)).file.measure.accept == ["stable", "noisy"]
+
+
+def test_files_that_are_no_fleet_files(tmp_path: Path) -> None:
+    with pytest.raises(FleetFileError, match="no such file"):
+        load_fleet(tmp_path / "none.yaml")
+    with pytest.raises(FleetFileError, match="a fleet file is a mapping"):
+        load_fleet(write(tmp_path, "- 1\n"))
+    with pytest.raises(FleetFileError, match="a fleet file is a mapping"):
+        load_fleet(write(tmp_path, ""))
+    with pytest.raises(FleetFileError, match="cannot be read"):
+        load_fleet(tmp_path)
+    big = write(tmp_path, "#" * (2 << 20))
+    with pytest.raises(FleetFileError, match="larger than 1 MiB"):
+        load_fleet(big)
+
+
+def test_threads_stay_within_the_devices_limit(folder: Path) -> None:
+    text = GOOD + "measure: {threads: [1, 2, 4]}\n"
+    assert [t.options_threads for t in load_fleet(write(folder, text)).targets] == [(1,), (1, 2)]
+
+
+def test_a_broken_model_is_an_error_when_the_run_is_identified(folder: Path) -> None:
+    fleet = load_fleet(write(folder, GOOD))
+    with pytest.raises(UserError, match=r"model\.onnx"):
+        _ = fleet.spec_digest

@@ -1,0 +1,121 @@
+"""The report keeps its promise to programs: the schema, nulls with reasons, and every form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+
+import controller.report
+from controller.report import FORMS, DeviceResult, build, render
+from controller.report.candidate import Origin
+from controller.report.document import OptimizeFailure
+from controller.selection import choose
+from edgefarm.model import (
+    Capability,
+    DeploymentState,
+    DeploymentStatus,
+    Device,
+    DeviceStatus,
+    Failure,
+    FailureKind,
+    Run,
+    Stage,
+)
+from tests.fakes.world import FakeWorld, Truth, make_group
+
+SCHEMA = json.loads((Path(controller.report.__file__).parent / "schema.json").read_text())
+TRUTHS = (
+    Truth("source", 1_000_000, 0.92, 2_800_000),
+    Truth("int8-static", 400_000, 0.918, 750_000),
+    Truth("lossy<b>", 300_000, 0.5, 750_000),
+    Truth("slow", 9_000_000, 0.92, 750_000),
+    Truth("crashing", 1, failure=FailureKind.CRASH),
+)
+DIGEST = "sha256:" + "0" * 64
+
+
+def hexed(report: Any) -> Any:
+    """FakeWorld's digests are readable names; the schema wants hex digits."""
+    text = json.dumps(report)
+    for truth in TRUTHS:
+        text = text.replace(json.dumps(f"sha256:{truth.name:0>64.64}")[1:-1], DIGEST)
+    return json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    world, group = FakeWorld(TRUTHS), make_group(TRUTHS)
+    evidence = world.run(group)
+    choice = choose(group, evidence, "d1")
+    assert choice.winner is not None
+    device = Device("d1", "id", "boot", {"board": "x"}, {"cpu": "y"}, (Capability("onnxruntime", "CPU", "1.20", True),), 1)
+    deployment = DeploymentStatus("i", "d1", "m", 1, DeploymentState.COMMITTED, DIGEST, "/models/m/current/model.onnx")
+    good = DeviceResult(DeviceStatus(device, "c1", "ready"), group, evidence, choice, deployment)
+    lost = DeviceResult(DeviceStatus(device, "c1", "lost"), group, evidence, None, lost="no sign of life for 90 s")
+    run = Run("world@1", "world", 1, DIGEST, "{}", "done", "ann", {"git": "abc"}, 1_000_000, 2_000_000, 0)
+    not_built = [OptimizeFailure("int8-dynamic", Failure(FailureKind.UNCHANGED, "no integer node", Stage.OPTIMIZE))]
+    lineage = [{"pass": "quantize_static", "parameters": {"per_channel": True}, "seconds": 1.5, "changed": "13 of 14 Conv"}]
+    origins = {choice.winner.candidate.artifact.digest: Origin(lineage, "/variants/a b/model.onnx")}
+    document = build(run, "m", group.baseline.candidate.artifact, [good, lost], origins, not_built, summary="s", phases={"measure": 1.0})
+    loaded: dict[str, Any] = hexed(document)
+    return loaded
+
+
+def test_the_document_fits_its_schema(report: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(report, SCHEMA)
+
+
+def test_the_schema_refuses_what_was_never_promised(report: dict[str, Any]) -> None:
+    for path, value in (
+        (("devices", 0, "winner", "verdict"), "splendid"),
+        (("model", "digest"), "md5:1"),
+        (("devices", 0, "winner", "artifact"), None),
+    ):
+        broken = json.loads(json.dumps(report))
+        place = broken
+        for part in path[:-1]:
+            place = place[part]
+        place[path[-1]] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, SCHEMA)
+
+
+def test_what_was_not_measured_is_null_with_its_reason(report: dict[str, Any]) -> None:
+    device = report["devices"][0]
+    by_name = {c["variant"]: c for c in device["candidates"]}
+    assert by_name["slow"]["latency_ns"] is None
+    assert "slower than the baseline" in by_name["slow"]["unavailable"]["latency_ns"]
+    assert by_name["slow"]["screening"]["speedup"] == pytest.approx(1 / 9, rel=0.1)
+    assert by_name["crashing"]["rejected"] == "failed: crash: as told"
+    for candidate in device["candidates"]:
+        for name in ("latency_ns", "energy", "memory", "accuracy", "placement", "verdict"):
+            assert (candidate[name] is None) == (name in candidate["unavailable"]), (candidate["variant"], name)
+    assert device["winner"]["reproduce"] == "edge-agent bench '/variants/a b/model.onnx' --runtime onnxruntime --threads 1"
+    assert {f["kind"] for f in device["failures"]} == {"UNCHANGED", "CRASH"}
+    assert report["devices"][1]["winner"] is None
+    assert report["devices"][1]["reason"] == "no sign of life for 90 s"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_names_winner_and_loss(report: dict[str, Any], form: str) -> None:
+    text = render(report, form)
+    assert "int8-static" in text
+    assert "no sign of life" in text or form == "csv"
+    assert "lossy<b>" not in text or form not in ("html", "junit")
+
+
+def test_forms_for_programs_can_be_read(report: dict[str, Any]) -> None:
+    assert json.loads(render(report, "json")) == report
+    rows = list(csv.DictReader(io.StringIO(render(report, "csv"))))
+    assert [r["variant"] for r in rows if r["winner"] == "True"] == ["int8-static"]
+    assert float(next(r for r in rows if r["winner"] == "True")["speedup"]) == pytest.approx(2.5, rel=0.1)
+    suite = ElementTree.fromstring(render(report, "junit"))
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
