@@ -1,0 +1,56 @@
+"""Runs, and where their orders stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from edgefarm.model.trials import Attempt, Order
+
+
+class OrderState(str, Enum):
+    """Life of one order in the queue."""
+
+    UNSPECIFIED = "unspecified"
+    QUEUED = "queued"
+    SENT = "sent"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a campaign, NAME@N. `spec`, `report`: JSON text; `spec_digest` covers model, data and fleet file."""
+
+    name: str
+    campaign: str
+    number: int
+    spec_digest: str
+    spec: str
+    state: str
+    owner: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    started_unix_ms: int = 0
+    finished_unix_ms: int = 0
+    exit_code: int | None = None
+    report: str = ""
+
+
+@dataclass(frozen=True)
+class OrderStatus:
+    """An order with all attempts that were received; `device` is where it was sent last."""
+
+    order: Order
+    state: OrderState
+    device: str = ""
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a run's orders at `revision`."""
+
+    revision: int
+    orders: tuple[OrderStatus, ...]

@@ -1,0 +1,92 @@
+"""What an agent and the controller say to each other over their stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from edgefarm.model.devices import Deployment, DeploymentStatus, Device
+from edgefarm.model.trials import Attempt, AttemptId, Order
+
+PROTOCOL = 1
+
+
+FEATURES: tuple[str, ...] = ("latency", "memory", "accuracy", "activate-file")
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First message of a session: who the agent is and what it still holds.
+
+    `instance` is new with every start of the agent's process; `probed` is False while capabilities are still being proved.
+    """
+
+    protocol: int
+    features: tuple[str, ...]
+    instance: str
+    device: Device
+    probed: bool
+    open_orders: tuple[str, ...] = ()
+    unacknowledged: tuple[AttemptId, ...] = ()
+    deployments: tuple[DeploymentStatus, ...] = ()
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Sign of life; `order` is the one being worked on, empty if idle."""
+
+    order: str = ""
+    disk_free_bytes: int = 0
+    rss_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The device, with its capabilities proved."""
+
+    device: Device
+
+
+@dataclass(frozen=True)
+class OrderEnded:
+    """The agent holds the order no more; every attempt of it was sent before."""
+
+    order: str
+    cancelled: bool = False
+
+
+AgentBody = Union[Hello, Heartbeat, Probed, Attempt, OrderEnded, DeploymentStatus]
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Answer to Hello. `session` authenticates the device's other calls and a re-attach."""
+
+    protocol: int
+    features: tuple[str, ...]
+    epoch: int
+    heartbeat_ns: int
+    session: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop working on an order, now."""
+
+    order: str
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The attempt is stored; the agent may forget it."""
+
+    order: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Finish what runs, take nothing new."""
+
+
+ControllerBody = Union[Welcome, Order, Cancel, Ack, Deployment, Drain]
