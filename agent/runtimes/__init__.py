@@ -1,1 +1,114 @@
-"""Libraries that run a model: one file per runtime, found through the table."""
+"""Libraries that run a model: one file per runtime, found through the table. Importing this package imports none of them.
+
+To add one: a file beside this one, a row in RUNTIMES, a parameter in tests/contract/test_runtimes.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgefarm.errors import UserError
+from edgefarm.model import FailureKind, Options
+
+Array = Any  # numpy.ndarray; this module must not import numpy
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype (numpy's name; `str` for strings) and shape (None = dynamic) of one input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+class RuntimeFailure(Exception):
+    """A runtime could not load or run a model."""
+
+    def __init__(self, kind: FailureKind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind, self.detail = kind, detail
+
+
+class Model(Protocol):
+    """A loaded model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: dict[str, Array]) -> list[Array]:
+        """Outputs in the order of `outputs`. This is the call that is timed: keep it thin. Raises the runtime's own errors."""
+        ...
+
+    def placement(self, feeds: dict[str, Array]) -> dict[str, int]:
+        """Nodes per execution provider. May load the model again and run it: never call it while something is timed."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the model holds."""
+        ...
+
+
+class Runtime(Protocol):
+    """A library that runs models."""
+
+    def version(self) -> str:
+        """The library's version."""
+        ...
+
+    def providers(self) -> list[str]:
+        """Execution providers (or delegates) that the library offers here and that compute on this device."""
+        ...
+
+    def selection(self, provider: str) -> Options:
+        """The options of a candidate that is to run with `provider`."""
+        ...
+
+    def load(self, path: Path, options: Options) -> Model:
+        """Loads a model. Raises RuntimeFailure (LOAD, UNSUPPORTED_OP, OOM); an unknown option is named in it."""
+        ...
+
+    def explain(self, error: Exception) -> RuntimeFailure | None:
+        """What an error raised by `Model.run` means; None if it is not this library's."""
+        ...
+
+    def probe_model(self) -> Path:
+        """A tiny model that any build of the library can run: `x: float32[2, 2] -> y = x @ x + 1`."""
+        ...
+
+
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """A row of the table: where the runtime lives (`module:class`), what it opens, the extra that installs it, its library."""
+
+    target: str
+    formats: tuple[str, ...]
+    extra: str
+    module: str
+    distribution: str
+
+
+RUNTIMES: dict[str, RuntimeEntry] = {
+    "onnxruntime": RuntimeEntry("agent.runtimes.onnxruntime:OnnxRuntime", ("onnx",), "onnxruntime", "onnxruntime", "onnxruntime"),
+}
+
+
+def load_runtime(name: str) -> Runtime:
+    """The runtime `name`. Raises UserError if there is no such row or its library is missing."""
+    entry = RUNTIMES.get(name)
+    if entry is None:
+        raise UserError(f"unknown runtime {name!r}; known are: {', '.join(sorted(RUNTIMES))}")
+    module, _, attribute = entry.target.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise UserError(f"{missing(name)} ({error})") from error
+    return kind()  # type: ignore[no-any-return]
+
+
+def missing(name: str) -> str:
+    """The sentence for a runtime whose library is not installed."""
+    return f"runtime {name!r} needs: pip install 'edgefarm[{RUNTIMES[name].extra}]'"

@@ -1,0 +1,77 @@
+"""Memory and accuracy of one contender, each in a pass of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.bench.site import Measured, Session, Site, session, without_path
+from agent.runner.process import RunnerFailed
+from edgefarm.model import AccuracyResult, AccuracyWork, Limits, MemoryResult, MemoryWork, Outcome, Stage
+
+
+def measure_memory(work: MemoryWork, path: Path, inputs: Path, limits: Limits, site: Site) -> Measured:
+    """Peak RSS and PSS of a fresh runner with the model, next to one that holds the same runtime and inputs, but no model.
+
+    Args:
+        work: what to measure.
+        path: the contender's main file.
+        inputs: the tensor pack that `work.inputs` names.
+        limits: time-outs and memory.
+        site: where.
+    """
+    with session(site, limits) as measuring:
+        try:
+            outcome: Outcome = _memory(measuring, work, path, inputs)
+        except RunnerFailed as error:
+            outcome = without_path(error.failure, path, work.contender.candidate.artifact.main_file)
+        return measuring.finish(outcome)
+
+
+def _memory(measuring: Session, work: MemoryWork, path: Path, inputs: Path) -> MemoryResult:
+    key, candidate, limits = work.contender.key, work.contender.candidate, measuring.limits
+    request = {"do": "memory", "inputs": str(inputs.absolute()), "inferences": work.inferences}
+    with measuring.runner() as runner:
+        runner.call({"do": "import", "runtime": candidate.runtime}, limits.load_ns, Stage.LOAD)
+        reference = runner.call({**request, "key": None}, limits.run_ns, Stage.RUN).body
+    with measuring.runner() as runner:
+        measuring.load(runner, key, candidate, path)
+        full = runner.call({**request, "key": key}, limits.run_ns, Stage.RUN).body
+    return MemoryResult(key, full["peak_rss_bytes"], full["pss_bytes"], reference["peak_rss_bytes"], reference["pss_bytes"])
+
+
+def measure_accuracy(work: AccuracyWork, path: Path, shards: Sequence[Path], limits: Limits, site: Site) -> Measured:
+    """Runs every sample; two tensor packs lie in `Measured.blobs`.
+
+    Outputs: with `topk`, int64 indices under the output's name, largest first; with `raw`, all outputs under the source's names.
+    Golden: for the first `golden_samples`, `input:NAME` and `output:NAME` (raw).
+
+    Args:
+        work: what to run.
+        path: the contender's main file.
+        shards: the tensor packs that `work.shards` name, in that order.
+        limits: time-outs (`run_ns` for the whole pass) and memory.
+        site: where.
+    """
+    with session(site, limits) as measuring:
+        try:
+            outcome: Outcome = _accuracy(measuring, work, path, shards)
+        except RunnerFailed as error:
+            outcome = without_path(error.failure, path, work.contender.candidate.artifact.main_file)
+        return measuring.finish(outcome)
+
+
+def _accuracy(measuring: Session, work: AccuracyWork, path: Path, shards: Sequence[Path]) -> AccuracyResult:
+    key, reduction = work.contender.key, work.reduction
+    outputs, golden = measuring.folder / "outputs.npz", measuring.folder / "golden.npz"
+    request = {
+        "do": "evaluate", "key": key, "shards": [str(s.absolute()) for s in shards], "outputs": str(outputs), "golden": str(golden),
+        "kind": reduction.kind, "output": reduction.output, "k": reduction.k,
+        "golden_samples": work.golden_samples, "output_bytes_limit": work.output_bytes_limit,
+    }  # fmt: skip
+    with measuring.runner() as runner:
+        measuring.load(runner, key, work.contender.candidate, path)
+        n = runner.call(request, measuring.limits.run_ns, Stage.RUN).body["n"]
+    measuring.keep("outputs", outputs)
+    measuring.keep("golden", golden)
+    return AccuracyResult(key, "", "", n)

@@ -1,0 +1,139 @@
+"""Where a device measures, what a measurement gives, and the few steps that all measurements share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agent.bench.conditions import Watch
+from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
+from edgefarm import hostlock
+from edgefarm.model import Candidate, Conditions, Failure, FailureKind, Limits, Options, Outcome, Stage
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and how this device measures.
+
+    Attributes:
+        scratch: an existing folder. Results are left there, see `Measured.blobs`; the rest is removed.
+        threads: the device's limit; a candidate without the option `threads` gets it.
+        lock: file of the host's measure lock; None = the host's usual one.
+        cancelled: looked at every 50 ms.
+        sensors_root: `/`, or a copied tree.
+        environment: variables of the runner on top of the few that are passed on.
+    """
+
+    scratch: Path
+    threads: int = 1
+    lock: Path | None = None
+    cancelled: Callable[[], bool] = _never
+    sensors_root: Path = Path("/")
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One execution of one launch or pass.
+
+    Attributes:
+        outcome: its digests are still empty: they are those of `blobs`.
+        conditions: what surrounded it.
+        blobs: `samples` of a latency, `outputs` and `golden` of an accuracy: files in the scratch folder, for the caller to move away.
+    """
+
+    outcome: Outcome
+    conditions: Conditions
+    blobs: Mapping[str, Path] = field(default_factory=dict)
+
+
+class ContenderFailed(Exception):
+    """A failure that one contender caused."""
+
+    def __init__(self, key: str, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.key, self.failure = key, failure
+
+
+class Session:
+    """A measurement under way: the lock is held, conditions are being watched."""
+
+    def __init__(self, site: Site, limits: Limits, folder: Path, watch: Watch) -> None:
+        self.site, self.limits, self.folder, self.watch = site, limits, folder, watch
+        self.blobs: dict[str, Path] = {}
+
+    @contextlib.contextmanager
+    def runner(self) -> Iterator[RunnerProcess]:
+        """A fresh runner, watched."""
+        process = RunnerProcess(
+            self.limits, self.folder, environment=self.site.environment, cancelled=self.site.cancelled, on_tick=self.watch.tick
+        )
+        with process:
+            self.watch.follow(process.pid)
+            try:
+                yield process
+            finally:
+                self.watch.leave()
+
+    def load(self, runner: RunnerProcess, key: str, candidate: Candidate, path: Path) -> dict[str, Any]:
+        """Imports the runtime, then loads the model under `key`. Raises RunnerFailed."""
+        options = options_for(candidate, self.site)
+        version = runner.call({"do": "import", "runtime": candidate.runtime}, self.limits.load_ns, Stage.LOAD).body["version"]
+        self.watch.settings[candidate.runtime] = version
+        request = {
+            "do": "load", "key": key, "path": str(path.absolute()), "runtime": candidate.runtime, "options": options,
+            "io": io_as_json(candidate),
+        }  # fmt: skip
+        return runner.call(request, self.limits.load_ns, Stage.LOAD).body
+
+    def keep(self, role: str, path: Path) -> None:
+        """Moves a result to the scratch folder, where it outlives this measurement."""
+        descriptor, name = tempfile.mkstemp(dir=self.site.scratch, prefix=f"{role}-", suffix=path.suffix)
+        os.close(descriptor)
+        self.blobs[role] = path.rename(name)
+
+    def finish(self, outcome: Outcome) -> Measured:
+        """The outcome with everything around it."""
+        return Measured(outcome, self.watch.conditions(), self.blobs)
+
+
+@contextlib.contextmanager
+def session(site: Site, limits: Limits) -> Iterator[Session]:
+    """Waits for the host's lock and begins. Raises Cancelled."""
+    with (
+        hostlock.hold(exclusive=True, path=site.lock, cancelled=site.cancelled) as held,
+        tempfile.TemporaryDirectory(dir=site.scratch, prefix="runner-", ignore_cleanup_errors=True) as folder,
+    ):
+        if not held:
+            raise Cancelled
+        yield Session(site, limits, Path(folder), Watch(site.sensors_root))
+
+
+def options_for(candidate: Candidate, site: Site) -> Options:
+    """The candidate's options with the device's threads where it names none. Raises RunnerFailed above the device's limit."""
+    threads = candidate.options.get("threads", site.threads)
+    if isinstance(threads, int) and threads > site.threads:
+        detail = f"option 'threads' is {threads}, this device's limit is {site.threads}"
+        raise RunnerFailed(Failure(FailureKind.LOAD, detail, Stage.LOAD))
+    return {**candidate.options, "threads": threads}
+
+
+def io_as_json(candidate: Candidate) -> dict[str, Any] | None:
+    """The io mapping as a request carries it."""
+    if candidate.io is None:
+        return None
+    return {side: [dict(vars(m)) for m in getattr(candidate.io, side)] for side in ("inputs", "outputs")}
+
+
+def without_path(failure: Failure, path: Path, name: str) -> Failure:
+    """The failure with a file's path on this device replaced by the name that the user knows."""
+    return replace(failure, detail=failure.detail.replace(str(path.absolute()), name))

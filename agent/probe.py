@@ -1,0 +1,197 @@
+"""What this device is and what it can do. A capability is proved: a tiny model was loaded and run, in a runner process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
+from agent.runtimes import RUNTIMES, missing
+from agent.sensors.files import text
+from edgefarm import __version__, hostlock
+from edgefarm.digest import atomic_write
+from edgefarm.model import Capability, Limits, Stage
+
+_LIMITS = Limits(load_ns=60 * 10**9, run_ns=60 * 10**9)
+_CACHE = "probe.json"
+_ROOT = Path("/")
+# Instructions that decide which kernels a runtime takes; other flags would only split classes of equal devices.
+_SIMD = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "asimdhp", "fphp", "i8mm", "bf16", "sve", "sve2", "sme",
+)  # fmt: skip
+
+
+def probe_capabilities(
+    allowed: Collection[str] | None = None,
+    state: Path | None = None,
+    *,
+    lock: Path | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[Capability, ...]:
+    """Every runtime of the table: what runs, and the reason for what does not. Raises Cancelled.
+
+    Args:
+        allowed: names of runtimes that may be used; None = all.
+        state: folder of the cache; the proofs are kept there until the next boot or a change of versions.
+        lock: file of the host's measure lock (None = the usual one): nothing is proved while a device of this host measures.
+        cancelled: looked at every 50 ms.
+    """
+    if (known := cached_capabilities(allowed, state)) is not None:
+        return known
+    with (
+        hostlock.hold(exclusive=False, path=lock, cancelled=cancelled) as held,
+        tempfile.TemporaryDirectory(prefix="edgefarm-probe-", ignore_cleanup_errors=True) as folder,
+    ):
+        if not held:
+            raise Cancelled
+        prover = _Prover(Path(folder), cancelled)
+        found = tuple(c for name in RUNTIMES for c in prover.runtime(name, allowed))
+    if state is not None:
+        content = {"key": _cache_key(allowed), "capabilities": [asdict(c) for c in found]}
+        atomic_write(state / _CACHE, json.dumps(content, indent=1).encode())
+    return found
+
+
+def cached_capabilities(allowed: Collection[str] | None, state: Path | None) -> tuple[Capability, ...] | None:
+    """What was proved since the last boot with the same versions, or None."""
+    try:
+        content = json.loads((state / _CACHE).read_bytes()) if state else {}
+        if content.get("key") == _cache_key(allowed):
+            return tuple(Capability(**{**c, "formats": tuple(c["formats"])}) for c in content["capabilities"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass  # absent, or damaged: it is proved again
+    return None
+
+
+def fingerprint(threads: int, root: Path = _ROOT) -> dict[str, str]:
+    """What makes devices alike: hardware and runtime versions, no serials, no kernel build. Devices with equal ones share trials."""
+    cpu = _cpu(root)
+    flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    found = {
+        "cpu": cpu_name(root),
+        "architecture": platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "simd": " ".join(f for f in _SIMD if f in flags),
+        "memory_gib": f"{_memory_gib(root):g}",
+        "os": _os_name(root),
+        "threads": str(threads),
+    }
+    return {**found, **runtime_versions()}
+
+
+def labels(root: Path = _ROOT) -> dict[str, str]:
+    """Labels that the device gives itself: `arch`, `os`, `board`. The user's own come on top."""
+    found = {"arch": platform.machine(), "os": _label(_os_name(root))}
+    board = _board(root)
+    return {**found, "board": _label(board)} if board else found
+
+
+def host_id(root: Path = _ROOT) -> str:
+    """The kernel's boot id: agents with an equal one share a host and take turns to measure."""
+    return text(root / "proc/sys/kernel/random/boot_id") or platform.node()
+
+
+def runtime_versions() -> dict[str, str]:
+    """Installed versions of the table's libraries, by runtime; nothing is imported for it."""
+    return {name: version for name in RUNTIMES if (version := _version(name))}
+
+
+def cpu_name(root: Path = _ROOT) -> str:
+    """The processor's (or the board's) name."""
+    cpu = _cpu(root)
+    part = f"arm {cpu['CPU implementer']}/{cpu['CPU part']}" if "CPU part" in cpu and "CPU implementer" in cpu else ""
+    name = cpu.get("model name") or _board(root) or part or cpu.get("uarch") or platform.machine()
+    return " ".join(name.split())
+
+
+class _Prover:
+    def __init__(self, folder: Path, cancelled: Callable[[], bool]) -> None:
+        self._folder, self._cancelled = folder, cancelled
+
+    def runtime(self, name: str, allowed: Collection[str] | None) -> Iterator[Capability]:
+        """The capabilities of one row of the table."""
+        entry = RUNTIMES[name]
+        without = Capability(name, "", _version(name), False, formats=entry.formats)
+        if allowed is not None and name not in allowed:
+            yield replace(without, reason="not allowed by the agent's configuration")
+        elif importlib.util.find_spec(entry.module) is None:
+            yield replace(without, reason=missing(name))
+        else:
+            try:
+                offered = self._ask({"do": "probe", "runtime": name})
+            except RunnerFailed as error:
+                yield replace(without, reason=_line(error))
+                return
+            for provider, options in offered["providers"].items():
+                capability = replace(without, provider=provider, version=offered["version"], options=options)
+                yield self._prove(capability)
+
+    def _prove(self, capability: Capability) -> Capability:
+        try:
+            self._ask({"do": "prove", "runtime": capability.runtime, "options": capability.options})
+        except RunnerFailed as error:
+            return replace(capability, reason=_line(error))
+        return replace(capability, available=True)
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A runner of its own for every question: a provider that crashes takes nothing with it."""
+        with RunnerProcess(_LIMITS, self._folder, cancelled=self._cancelled) as runner:
+            return runner.call(request, _LIMITS.load_ns, Stage.LOAD).body
+
+
+def _line(error: RunnerFailed) -> str:
+    lines = [line for line in error.failure.detail.splitlines() if line.strip()]
+    return (lines[-1] if lines and lines[0].startswith("Traceback") else lines[0] if lines else error.failure.kind.value)[:300]
+
+
+def _cache_key(allowed: Collection[str] | None) -> list[Any]:
+    permitted = sorted(RUNTIMES if allowed is None else allowed)
+    return [host_id(), __version__, platform.python_version(), permitted, sorted(RUNTIMES), runtime_versions()]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(RUNTIMES[name].distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _cpu(root: Path) -> dict[str, str]:
+    """The first processor of /proc/cpuinfo."""
+    block = (text(root / "proc/cpuinfo") or "").split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+
+
+def _board(root: Path) -> str:
+    """The device tree's name of the board, e.g. `Raspberry Pi 4 Model B Rev 1.5`, without the revision."""
+    model = text(root / "proc/device-tree/model") or text(root / "sys/firmware/devicetree/base/model") or ""
+    return re.sub(r"\s+Rev(ision)?\s+\S+$", "", model)
+
+
+def _memory_gib(root: Path) -> float:
+    """The next of 1, 1.5, 2, 3, 4, 6, 8 … so that what firmware keeps for itself does not split a class."""
+    match = re.search(r"^MemTotal:\s+(\d+) kB", text(root / "proc/meminfo") or "", re.MULTILINE)
+    total, size = int(match[1]) / 2**20 if match else 0.0, 2.0**-6
+    while size < total:
+        size *= 1.5 if math.log2(size).is_integer() else 4 / 3
+    return size if match else 0.0
+
+
+def _os_name(root: Path) -> str:
+    rows = dict(line.split("=", 1) for line in (text(root / "etc/os-release") or "").splitlines() if "=" in line)
+    return " ".join(rows.get(key, "").strip('"') for key in ("ID", "VERSION_ID")).strip() or platform.system().lower()
+
+
+def _label(value: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", value.lower()).strip("-")

@@ -1,0 +1,68 @@
+"""The runner: a process that loads models and runs them, asked over an inherited socket. What it loads is untrusted: it may die any time.
+
+Started as `python -m agent.runner.child '{"socket": 3, "parent": 123, "limits": {…}}'`. One request at a time; every answer is
+`{"ok": {…}}` or `{"failure": {"kind": …, "detail": …}}`. It ends when the socket does.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agent.runner import limits
+from agent.runner.frames import Decoder, Frame, encode
+
+_RECEIVE_BYTES = 1 << 18
+
+
+def main() -> None:
+    """Limits itself, then answers until the socket ends."""
+    settings = json.loads(sys.argv[1])
+    limits.die_with(settings["parent"])
+    limits.apply(limits.ProcessLimits(**settings["limits"]))
+    serve(socket.socket(fileno=settings["socket"]))
+
+
+def serve(channel: socket.socket) -> None:
+    """Answers requests one after the other."""
+    from agent.runner.requests import Bench  # after the limits: it imports numpy
+
+    bench, decoder = Bench(), Decoder()
+    while True:
+        frame = decoder.next()
+        if frame is not None:
+            channel.sendall(answer(bench.answers, frame))
+        elif chunk := channel.recv(_RECEIVE_BYTES):
+            decoder.feed(chunk)
+        else:
+            return
+
+
+def answer(table: Mapping[str, Callable[..., tuple[dict[str, Any], bytes]]], frame: Frame) -> bytes:
+    """Runs one request; whatever goes wrong becomes a failure."""
+    from agent.runtimes import RuntimeFailure
+
+    header = dict(frame.header)
+    try:
+        body, payload = table[header.pop("do")](**header)
+        return encode({"ok": body}, payload)
+    except MemoryError as error:
+        gc.collect()
+        return _failure("oom", f"out of memory: {error}")
+    except RuntimeFailure as error:
+        return _failure(error.kind.value, error.detail)
+    except Exception:
+        return _failure("crash", traceback.format_exc(limit=-6))
+
+
+def _failure(kind: str, detail: str) -> bytes:
+    return encode({"failure": {"kind": kind, "detail": detail[-8000:]}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a runner may use, and how that is enforced. Standard library only: supervisor and child both import it.
+
+Chosen by trying. RLIMIT_AS counts what a runtime merely reserves (ONNX Runtime maps 4 times what it touches; OpenBLAS and the loader
+die of it at import), so it is not used. RLIMIT_DATA counts private writable memory, touched or not: a failed allocation then comes back
+as a clean error, but thread stacks and arenas count as well. So the limit proper is on resident memory, watched by the supervisor, and
+RLIMIT_DATA lies a fixed slack above it, where it catches what allocates faster than the supervisor looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+WATCH_NS = 50_000_000
+DATA_SLACK_BYTES = 512 * 2**20
+FILE_BYTES = 2**30
+MORE_TASKS = 512
+_MEMORY_SHARE = 0.8
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class ProcessLimits:
+    """Limits of one runner: resident bytes, bytes of a file it writes, tasks (threads of its user) beyond those of now."""
+
+    memory_bytes: int
+    file_bytes: int = FILE_BYTES
+    more_tasks: int = MORE_TASKS
+
+
+def effective_memory(asked_bytes: int) -> int:
+    """The limit in force: what was asked for, at most (and, for 0, exactly) 80 % of what is available now."""
+    share = int(psutil.virtual_memory().available * _MEMORY_SHARE)
+    return min(asked_bytes, share) if asked_bytes > 0 else share
+
+
+def apply(limits: ProcessLimits) -> None:
+    """Limits this process, for good. Call before anything large is imported."""
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
+    _lower(resource.RLIMIT_DATA, limits.memory_bytes + DATA_SLACK_BYTES)
+    _lower(resource.RLIMIT_NPROC, _tasks_of_user() + limits.more_tasks)
+    with contextlib.suppress(OSError):  # where /proc is hidden: the kernel then chooses by size
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def die_with(parent: int) -> None:
+    """Kills this process when the thread that spawned it ends; leaves at once if `parent` is gone already.
+
+    The end of the socket says the same, but is not seen inside a native call that hangs.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def limits_in_force() -> dict[str, str]:
+    """What protects this device from a runner, in words, by limit."""
+    root = os.geteuid() == 0
+    return {
+        "memory": f"resident memory is watched every {WATCH_NS // 1_000_000} ms; RLIMIT_DATA {DATA_SLACK_BYTES >> 20} MiB above it",
+        "time": "wall clock of the supervisor, by phase; the process group is killed",
+        "processes": "not enforced: the agent runs as root" if root else f"RLIMIT_NPROC, {MORE_TASKS} tasks above the user's present ones",
+        "file_size": f"RLIMIT_FSIZE {FILE_BYTES >> 20} MiB",
+        "core_dumps": "off",
+        "lifetime": "PR_SET_PDEATHSIG and the end of the socket",
+    }
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 once it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
+
+
+def kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for memory since boot; 0 if it does not tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _lower(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _tasks_of_user() -> int:
+    count, user = 0, os.getuid()
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(OSError):  # processes come and go
+            if entry.name.isdigit() and entry.stat().st_uid == user:
+                count += len(os.listdir(f"/proc/{entry.name}/task"))
+    return count

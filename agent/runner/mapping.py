@@ -1,0 +1,128 @@
+"""How source tensors become what a variant takes, and its outputs the source's again. Applied inside the timed region.
+
+A shard holds, for each source input, one array per sample whose shape is exactly what is fed, batch axis included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.runtimes import Model, RuntimeFailure, TensorSpec
+from edgefarm.model import FailureKind, Io, TensorMap
+
+Tensor = NDArray[Any]
+Feeds = dict[str, Tensor]
+
+
+class Bound:
+    """A loaded model that takes and gives source tensors.
+
+    Attributes:
+        outputs: names of the source's outputs, in the order of what `run` returns.
+        run: one inference, mapping included.
+    """
+
+    outputs: tuple[str, ...]
+    run: Callable[[Feeds], list[Tensor]]
+
+    def __init__(self, model: Model, io: Io | None) -> None:
+        """Raises RuntimeFailure(IO_CHANGED) if `io` names what the model does not have."""
+        self.model = model
+        if io is None:
+            self._sources = {spec.name: spec for spec in model.inputs}
+            self._into: dict[str, TensorMap] = {}
+            self.outputs = tuple(spec.name for spec in model.outputs)
+            self.run = model.run  # nothing in between: what is timed is what the user's program would do
+            return
+        inputs = {spec.name: spec for spec in model.inputs}
+        _check_names("input", [m.name for m in io.inputs], inputs)
+        positions = {spec.name: index for index, spec in enumerate(model.outputs)}
+        _check_names("output", [m.name for m in io.outputs], positions, complete=False)
+        self._sources = {m.source: inputs[m.name] for m in io.inputs}
+        self._into = {m.source: m for m in io.inputs}
+        self.outputs = tuple(m.source for m in io.outputs)
+        encoders = [(m.source, m.name, _encoder(m, inputs[m.name])) for m in io.inputs]
+        decoders = [(positions[m.name], _decoder(m)) for m in io.outputs]
+        infer = model.run
+
+        def run(feeds: Feeds) -> list[Tensor]:
+            results = infer({name: encode(feeds[source]) for source, name, encode in encoders})
+            return [decode(results[position]) for position, decode in decoders]
+
+        self.run = run
+
+    def feeds(self, shard: Mapping[str, Sequence[Tensor]]) -> list[Feeds]:
+        """One dictionary per sample. Raises RuntimeFailure(IO_CHANGED) if the shard lacks an input or holds another dtype or shape."""
+        absent = [name for name in self._sources if name not in shard]
+        if absent:
+            raise _changed(f"the inputs lack {', '.join(map(repr, absent))}; they hold {', '.join(map(repr, shard)) or 'nothing'}")
+        counts = {name: len(shard[name]) for name in self._sources}
+        if len(set(counts.values())) > 1:
+            raise _changed(f"the inputs differ in their number of samples: {counts}")
+        count = next(iter(counts.values()), 1)
+        samples = [{name: np.asarray(shard[name][index]) for name in self._sources} for index in range(count)]
+        for sample in samples:
+            for name, spec in self._sources.items():
+                _check_tensor(name, sample[name], spec, self._into.get(name))
+        return samples
+
+
+def _check_names(side: str, wanted: Sequence[str], present: Mapping[str, object], complete: bool = True) -> None:
+    unknown = [name for name in wanted if name not in present]
+    if unknown:
+        raise _changed(f"the io mapping names {side} {unknown[0]!r}, which the variant does not have; it has {', '.join(present)}")
+    unmapped = [name for name in present if name not in wanted]
+    if complete and unmapped:
+        raise _changed(f"the io mapping leaves {side} {unmapped[0]!r} of the variant without a source")
+
+
+def _check_tensor(name: str, value: Tensor, spec: TensorSpec, mapping: TensorMap | None) -> None:
+    permutation = mapping.permutation if mapping else ()
+    quantised = mapping is not None and mapping.scale is not None
+    dtype = "str" if value.dtype.kind in "UO" else value.dtype.name
+    if quantised and value.dtype.kind != "f":
+        raise _changed(f"input {name!r} is {dtype}, but quantising it needs floating point")
+    if not quantised and dtype != spec.dtype:
+        raise _changed(f"input {name!r} is {dtype}, but the model takes {spec.dtype}")
+    if permutation and sorted(permutation) != list(range(value.ndim)):
+        raise _changed(f"input {name!r} has {value.ndim} axes, which the permutation {list(permutation)} does not fit")
+    shape = tuple(value.shape[axis] for axis in permutation) if permutation else value.shape
+    if len(shape) != len(spec.shape) or any(want is not None and want != got for want, got in zip(spec.shape, shape)):
+        wanted = "[" + ", ".join("?" if d is None else str(d) for d in spec.shape) + "]"
+        raise _changed(f"input {name!r} has shape {list(shape)}, but the model takes {wanted}")
+
+
+def _encoder(mapping: TensorMap, spec: TensorSpec) -> Callable[[Tensor], Tensor]:
+    permutation, scale = mapping.permutation, mapping.scale
+    if scale is None:
+        return (lambda x: np.ascontiguousarray(x.transpose(permutation))) if permutation else (lambda x: x)
+    if not spec.dtype.lstrip("u").startswith("int"):
+        raise _changed(f"the io mapping quantises input {mapping.name!r}, which is {spec.dtype}")
+    bounds, kind, zero = np.iinfo(spec.dtype), np.dtype(spec.dtype), mapping.zero_point or 0
+
+    def encode(x: Tensor) -> Tensor:
+        # Half to even, saturated: ONNX QuantizeLinear, https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
+        q = np.clip(np.rint(x / scale) + zero, bounds.min, bounds.max).astype(kind)
+        return np.ascontiguousarray(q.transpose(permutation)) if permutation else q
+
+    return encode
+
+
+def _decoder(mapping: TensorMap) -> Callable[[Tensor], Tensor]:
+    back = tuple(int(i) for i in np.argsort(mapping.permutation)) if mapping.permutation else ()
+    scale, zero = mapping.scale, mapping.zero_point or 0
+
+    def decode(x: Tensor) -> Tensor:
+        if scale is not None:
+            x = ((x.astype(np.float64) - zero) * scale).astype(np.float32)
+        return np.ascontiguousarray(x.transpose(back)) if back else x
+
+    return decode
+
+
+def _changed(detail: str) -> RuntimeFailure:
+    return RuntimeFailure(FailureKind.IO_CHANGED, detail)

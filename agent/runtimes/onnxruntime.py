@@ -1,0 +1,183 @@
+"""ONNX Runtime, https://onnxruntime.ai/docs/api/python/. Tried with 1.18 to 1.32.
+
+Options: `threads` (intra-op), `execution_provider`, `graph_optimization_level` (disable, basic, extended, all), and session configuration
+entries under their own dotted names, e.g. `session.intra_op.allow_spinning`.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent.runtimes import Array, RuntimeFailure, TensorSpec
+from edgefarm.model import FailureKind, Options, Scalar
+
+# The wheel's telemetry starts a thread and writes below the home folder while it is imported: only this variable comes early enough.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
+
+_DEFAULT_PROVIDER = "CPUExecutionProvider"
+_REMOTE_PROVIDERS = frozenset({"AzureExecutionProvider"})  # they send tensors elsewhere: nothing of this device
+_FATAL = 4
+_LEVELS = {
+    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_DTYPES = {
+    "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "str",
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+_OUT_OF_MEMORY = ("bad_alloc", "failed to allocate memory", "out of memory")
+_UNSUPPORTED = ("no op registered", "not_implemented", "could not find an implementation", "is not a registered function/op")
+
+
+class OnnxModel:
+    """One session."""
+
+    def __init__(self, path: Path, options: Options) -> None:
+        self._path, self._options = path, options
+        self._session = _session(path, options)
+        self.inputs = tuple(map(_spec, self._session.get_inputs()))
+        self.outputs = tuple(map(_spec, self._session.get_outputs()))
+
+    def run(self, feeds: dict[str, Array]) -> list[Array]:
+        """One inference."""
+        return self._session.run(None, feeds)  # type: ignore[no-any-return]
+
+    def placement(self, feeds: dict[str, Array]) -> dict[str, int]:
+        """Nodes per execution provider after optimisation, from a session of its own: the assignment it records, else a profiled run."""
+        recording = _session(self._path, {**self._options, "session.record_ep_graph_assignment_info": "1"})
+        if hasattr(recording, "get_provider_graph_assignment_info"):
+            counts: collections.Counter[str] = collections.Counter()
+            for part in recording.get_provider_graph_assignment_info():
+                counts[part.ep_name] += len(part.get_nodes())
+            return dict(counts)
+        return _profiled_placement(self._path, self._options, feeds)
+
+    def close(self) -> None:
+        """Frees the session."""
+        del self._session
+
+
+class OnnxRuntime:
+    """The table's entry point."""
+
+    def __init__(self) -> None:
+        ort.disable_telemetry_events()
+        ort.set_default_logger_severity(_FATAL)  # errors come as exceptions; stderr is kept for crashes
+
+    def version(self) -> str:
+        """The wheel's version."""
+        return str(ort.__version__)
+
+    def providers(self) -> list[str]:
+        """Execution providers in this build, without those that compute elsewhere."""
+        return [p for p in ort.get_available_providers() if p not in _REMOTE_PROVIDERS]
+
+    def selection(self, provider: str) -> Options:
+        """One option names it."""
+        return {"execution_provider": provider}
+
+    def load(self, path: Path, options: Options) -> OnnxModel:
+        """Opens `path`; external data is looked for beside it."""
+        return OnnxModel(path, options)
+
+    def explain(self, error: Exception) -> RuntimeFailure | None:
+        """ONNX Runtime's errors at run time: shapes and types that do not fit are IO_CHANGED, failed allocations OOM, others CRASH."""
+        if not _is_ours(error):
+            return None
+        text = str(error)
+        if _mentions(text, _OUT_OF_MEMORY):
+            return RuntimeFailure(FailureKind.OOM, text)
+        return RuntimeFailure(FailureKind.IO_CHANGED if type(error).__name__ == "InvalidArgument" else FailureKind.CRASH, text)
+
+    def probe_model(self) -> Path:
+        """Made with opset 9 and IR 4, which every supported version reads."""
+        return Path(__file__).with_name("probe.onnx")
+
+
+def _session(path: Path, options: Options, profile: str = "") -> ort.InferenceSession:
+    settings, provider = _settings(options)
+    if profile:
+        settings.enable_profiling, settings.profile_file_prefix = True, profile
+    if provider not in ort.get_available_providers():
+        raise RuntimeFailure(FailureKind.LOAD, f"execution_provider {provider!r} is not in this build of ONNX Runtime {ort.__version__}")
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=[provider])
+    except Exception as error:
+        raise _load_failure(error) from error
+    if provider not in session.get_providers():
+        raise RuntimeFailure(FailureKind.LOAD, f"execution_provider {provider!r} did not start: ONNX Runtime fell back to the CPU")
+    return session
+
+
+def _settings(options: Options) -> tuple[ort.SessionOptions, str]:
+    settings, provider = ort.SessionOptions(), _DEFAULT_PROVIDER
+    settings.log_severity_level = _FATAL
+    settings.inter_op_num_threads = 1
+    for name, value in options.items():
+        if name == "threads":
+            settings.intra_op_num_threads = _threads(value)
+        elif name == "execution_provider":
+            provider = str(value)
+        elif name == "graph_optimization_level":
+            settings.graph_optimization_level = _level(value)
+        elif "." in name:
+            settings.add_session_config_entry(name, str(int(value)) if isinstance(value, bool) else str(value))
+        else:
+            known = "threads, execution_provider, graph_optimization_level, and session entries with a dot in their name"
+            raise RuntimeFailure(FailureKind.LOAD, f"unknown option {name!r} of onnxruntime; known are {known}")
+    return settings, provider
+
+
+def _threads(value: Scalar) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RuntimeFailure(FailureKind.LOAD, f"option 'threads' must be a positive whole number, got {value!r}")
+    return value
+
+
+def _level(value: Scalar) -> ort.GraphOptimizationLevel:
+    if value not in _LEVELS:
+        raise RuntimeFailure(FailureKind.LOAD, f"option 'graph_optimization_level' must be one of {', '.join(_LEVELS)}, got {value!r}")
+    return _LEVELS[str(value)]
+
+
+def _load_failure(error: Exception) -> RuntimeFailure:
+    text = str(error)
+    if isinstance(error, MemoryError) or _mentions(text, _OUT_OF_MEMORY):
+        return RuntimeFailure(FailureKind.OOM, text)
+    if type(error).__name__ == "NotImplemented" or _mentions(text, _UNSUPPORTED):
+        return RuntimeFailure(FailureKind.UNSUPPORTED_OP, text)
+    return RuntimeFailure(FailureKind.LOAD, text)
+
+
+def _mentions(text: str, signs: tuple[str, ...]) -> bool:
+    lower = text.lower()
+    return any(sign in lower for sign in signs)
+
+
+def _is_ours(error: Exception) -> bool:
+    return type(error).__module__.startswith("onnxruntime") or "ONNXRuntimeError" in str(error)
+
+
+def _spec(node: ort.NodeArg) -> TensorSpec:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    if not node.type.startswith("tensor(") or kind not in _DTYPES:
+        raise RuntimeFailure(FailureKind.UNSUPPORTED_OP, f"{node.name!r} is a {node.type}: only plain tensors can be fed and measured")
+    return TensorSpec(node.name, _DTYPES[kind], tuple(d if isinstance(d, int) else None for d in node.shape))
+
+
+def _profiled_placement(path: Path, options: Options, feeds: Mapping[str, Array]) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(path, options, profile=str(Path(folder) / "profile"))
+        session.run(None, dict(feeds))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    nodes = {e["name"]: e["args"]["provider"] for e in events if e.get("cat") == "Node" and e.get("args", {}).get("provider")}
+    return dict(collections.Counter(nodes.values()))

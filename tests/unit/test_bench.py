@@ -1,0 +1,346 @@
+"""The supervisor's decisions in one launch, with runners that follow a script."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.bench import Cancelled, Measured, Site, latency, measure_accuracy, measure_latency, measure_memory, site
+from agent.runner.process import Reply, RunnerFailed
+from edgefarm import hostlock
+from edgefarm.model import (
+    AccuracyWork,
+    Artifact,
+    Candidate,
+    Contender,
+    Failure,
+    FailureKind,
+    FileEntry,
+    Io,
+    LatencyResult,
+    LatencyWork,
+    Limits,
+    MemoryResult,
+    MemoryWork,
+    Scenario,
+    Stage,
+    TensorMap,
+)
+
+_CRASH = Failure(FailureKind.CRASH, "killed by SIGSEGV", Stage.RUN)
+
+
+class FakeRunners:
+    """Makes FakeRunners and remembers what was asked of each. `misbehave(request, loaded)` may give a failure."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[dict[str, Any]]] = []
+        self.misbehave: Callable[[dict[str, Any], list[str]], Failure | None] = lambda request, loaded: None
+        self.not_finite: dict[str, int] = {}
+
+    def __call__(self, limits: Limits, scratch: Path, **how: Any) -> FakeRunner:
+        self.asked.append([])
+        return FakeRunner(self, self.asked[-1], limits)
+
+    def requests(self, kind: str) -> list[dict[str, Any]]:
+        return [request for runner in self.asked for request in runner if request["do"] == kind]
+
+
+class FakeRunner:
+    """Answers as a runner would."""
+
+    pid = os.getpid()
+
+    def __init__(self, parent: FakeRunners, asked: list[dict[str, Any]], limits: Limits) -> None:
+        self._parent, self._asked, self.limits = parent, asked, limits
+        self.alive = True
+        self.loaded: list[str] = []
+
+    def __enter__(self) -> FakeRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.alive = False
+
+    def call(self, request: Mapping[str, Any], timeout_ns: int, stage: Stage) -> Reply:
+        request = dict(request)
+        self._asked.append({**request, "timeout_ns": timeout_ns, "stage": stage})
+        failure = self._parent.misbehave(request, self.loaded)
+        if failure is not None:
+            raise RunnerFailed(failure)
+        return getattr(self, request.pop("do").replace("import", "import_"))(**request)  # type: ignore[no-any-return]
+
+    def import_(self, runtime: str) -> Reply:
+        return Reply({"version": "9.9"})
+
+    def load(self, key: str, **_: Any) -> Reply:
+        self.loaded.append(key)
+        return Reply({"load_ns": 5, "inputs": [], "outputs": []})
+
+    def first(self, key: str, inputs: str) -> Reply:
+        return Reply({"first_inference_ns": 7, "not_finite": self._parent.not_finite.get(key, 0)})
+
+    def launch(self, keys: list[str], inputs: str, plan: dict[str, Any]) -> Reply:
+        summary = {"n": 3, "mean_ns": 2.0, "p50_ns": 2, "p90_ns": 3, "p99_ns": 3, "warmup_inferences": 4, "burst_p50_ns": [2]}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **{key: np.array([1, 2, 3], np.uint64) for key in keys})
+        return Reply({"contenders": dict.fromkeys(keys, summary)}, buffer.getvalue())
+
+    def placement(self, key: str, inputs: str) -> Reply:
+        return Reply({"placement": {"CPUExecutionProvider": 12}})
+
+    def memory(self, key: str | None, inputs: str, inferences: int) -> Reply:
+        size = 100 if key is None else 150
+        return Reply({"peak_rss_bytes": size, "pss_bytes": size - 20})
+
+    def evaluate(self, outputs: str, golden: str, **_: Any) -> Reply:
+        Path(outputs).write_bytes(b"outputs")
+        Path(golden).write_bytes(b"golden")
+        return Reply({"n": 6})
+
+
+@pytest.fixture
+def runners(monkeypatch: pytest.MonkeyPatch) -> FakeRunners:
+    fake = FakeRunners()
+    monkeypatch.setattr(site, "RunnerProcess", fake)
+    return fake
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Site:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "inputs.npz").write_bytes(b"inputs")
+    return Site(scratch, threads=2, lock=tmp_path / "lock")
+
+
+def _contender(key: str, size: int = 1000, **options: Any) -> Contender:
+    artifact = Artifact("sha256:" + "0" * 64, size, "onnx", (FileEntry("model.onnx", "sha256:" + "0" * 64, size),))
+    return Contender(key, Candidate(artifact, "onnxruntime", options))
+
+
+def _work(*keys: str, launches: tuple[int, ...] = (0, 1), **changes: Any) -> LatencyWork:
+    return LatencyWork(tuple(map(_contender, keys)), Scenario(), "", launches, **changes)
+
+
+def _measure(work: LatencyWork, place: Site, launch: int = 0, limits: Limits | None = None) -> Measured:
+    models = {c.key: place.scratch / f"{c.key}.onnx" for c in work.contenders}
+    return measure_latency(work, launch, models, place.scratch.parent / "inputs.npz", limits or Limits(), place)
+
+
+def _result(measured: Measured) -> LatencyResult:
+    assert isinstance(measured.outcome, LatencyResult)
+    return measured.outcome
+
+
+def _kinds(result: LatencyResult) -> dict[str, FailureKind | None]:
+    return {c.key: c.failure.kind if c.failure else None for c in result.contenders}
+
+
+def test_all_contenders_share_one_fresh_runner(runners: FakeRunners, place: Site) -> None:
+    measured = _measure(_work("a", "b", "c"), place)
+    result = _result(measured)
+    assert len(runners.asked) == 1
+    assert [c.key for c in result.contenders] == ["a", "b", "c"]
+    assert result.resident_together
+    first = result.contenders[0]
+    assert (first.n, first.p50_ns, first.load_ns, first.first_inference_ns, first.burst_p50_ns) == (3, 2, 5, 7, (2,))
+    assert first.placement == {"CPUExecutionProvider": 12}
+    with np.load(measured.blobs["samples"]) as archive:
+        assert sorted(archive.files) == ["a", "b", "c"]
+    assert measured.conditions.settings["onnxruntime"] == "9.9"
+
+
+def test_the_time_outs_are_those_of_their_phase(runners: FakeRunners, place: Site) -> None:
+    _measure(_work("a", "b"), place, limits=Limits(load_ns=11, run_ns=22))
+    assert {r["timeout_ns"] for r in runners.requests("load")} == {11}
+    assert {r["stage"] for r in runners.requests("load")} == {Stage.LOAD}
+    assert {r["timeout_ns"] for r in runners.requests("launch") + runners.requests("first")} == {22}
+
+
+def test_the_launch_index_seeds_every_order(runners: FakeRunners, place: Site) -> None:
+    for launch in (*range(12), 3):
+        _measure(_work("a", "b", "c", "d"), place, launch)
+    orders = [tuple(r["key"] for r in asked if r["do"] == "load") for asked in runners.asked]
+    assert len(set(orders)) > 3
+    assert orders[3] == orders[-1]
+    seeds = [r["plan"]["seed"] for r in runners.requests("launch")]
+    assert len(set(seeds)) == 12
+    assert seeds[3] == seeds[-1]
+
+
+def test_placement_is_asked_once_per_order_and_after_the_timing(runners: FakeRunners, place: Site) -> None:
+    _measure(_work("a", "b", launches=(4, 5)), place, 4)
+    kinds = [request["do"] for request in runners.asked[0]]
+    assert kinds[-3:] == ["launch", "placement", "placement"]
+    result = _result(_measure(_work("a", "b", launches=(4, 5)), place, 5))
+    assert "placement" not in [request["do"] for request in runners.asked[1]]
+    assert result.contenders[0].placement == {}
+
+
+def test_without_an_answer_to_placement_the_numbers_stand(runners: FakeRunners, place: Site) -> None:
+    runners.misbehave = lambda request, loaded: _CRASH if request["do"] == "placement" else None
+    measured = _measure(_work("a"), place)
+    assert _kinds(_result(measured)) == {"a": None}
+    assert measured.conditions.unavailable["placement of a"] == "killed by SIGSEGV"
+
+
+@pytest.mark.parametrize("phase", ["load", "first"])
+def test_a_contender_that_fails_is_left_out_and_the_launch_repeated(runners: FakeRunners, place: Site, phase: str) -> None:
+    failure = Failure(FailureKind.LOAD, f"cannot read {place.scratch / 'b.onnx'}", Stage.LOAD)
+    runners.misbehave = lambda request, loaded: failure if (request["do"], request.get("key")) == (phase, "b") else None
+    result = _result(_measure(_work("a", "b", "c"), place))
+    assert _kinds(result) == {"a": None, "b": FailureKind.LOAD, "c": None}
+    assert result.contenders[1].failure is not None
+    assert result.contenders[1].failure.detail == "cannot read model.onnx"
+    assert result.contenders[1].n == 0
+    assert runners.requests("launch")[-1]["keys"] == ["a", "c"]
+    assert result.resident_together
+
+
+def test_the_reference_may_fail_too(runners: FakeRunners, place: Site) -> None:
+    runners.misbehave = lambda request, loaded: _CRASH if (request["do"], request.get("key")) == ("load", "a") else None
+    assert _kinds(_result(_measure(_work("a", "b"), place))) == {"a": FailureKind.CRASH, "b": None}
+
+
+def test_all_may_fail(runners: FakeRunners, place: Site) -> None:
+    runners.misbehave = lambda request, loaded: _CRASH if request["do"] == "load" else None
+    measured = _measure(_work("a", "b", "c"), place)
+    assert set(_kinds(_result(measured)).values()) == {FailureKind.CRASH}
+    assert "samples" not in measured.blobs
+
+
+def test_a_crash_in_the_schedule_is_traced_to_its_culprit(runners: FakeRunners, place: Site) -> None:
+    runners.misbehave = lambda request, loaded: _CRASH if request["do"] == "launch" and "b" in loaded else None
+    result = _result(_measure(_work("a", "b", "c"), place))
+    assert _kinds(result) == {"a": None, "b": FailureKind.CRASH, "c": None}
+    assert result.resident_together
+    assert [sorted(r["keys"]) for r in runners.requests("launch")][-1] == ["a", "c"]
+
+
+def test_when_nobody_crashes_alone_each_is_measured_alone(runners: FakeRunners, place: Site) -> None:
+    runners.misbehave = lambda request, loaded: _CRASH if request["do"] == "launch" and len(loaded) > 1 else None
+    measured = _measure(_work("a", "b", "c"), place)
+    result = _result(measured)
+    assert _kinds(result) == {"a": None, "b": None, "c": None}
+    assert not result.resident_together
+    with np.load(measured.blobs["samples"]) as archive:
+        assert {key: archive[key].tolist() for key in archive.files} == {key: [1, 2, 3] for key in "abc"}
+    assert len(runners.asked) == 4
+
+
+def test_contenders_too_large_for_half_of_the_memory_take_turns(runners: FakeRunners, place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = (place.scratch.parent / "inputs.npz").stat().st_size
+    needed = latency.MEMORY_BASE_BYTES + latency.MEMORY_FACTOR * 3000 + inputs
+    for available, together in ((2 * needed, True), (2 * needed - 2, False)):
+        monkeypatch.setattr(latency, "available_bytes", lambda limit, available=available: available)
+        result = _result(_measure(_work("a", "b", "c"), place))
+        assert result.resident_together is together
+        assert _kinds(result) == {"a": None, "b": None, "c": None}
+    assert [len(asked) > 8 for asked in runners.asked] == [True, False, False, False]
+
+
+def test_taking_turns_survives_a_failure(runners: FakeRunners, place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "available_bytes", lambda limit: 0)
+    runners.misbehave = lambda request, loaded: _CRASH if request["do"] == "launch" and "b" in loaded else None
+    assert _kinds(_result(_measure(_work("a", "b", "c"), place))) == {"a": None, "b": FailureKind.CRASH, "c": None}
+    assert len(runners.asked) == 3
+
+
+def test_the_limit_of_the_runner_counts_as_available() -> None:
+    assert latency.available_bytes(1000) == 1000
+    assert latency.available_bytes(0) > 1000
+
+
+@pytest.mark.parametrize(
+    ("not_finite", "kinds"),
+    [
+        ({"b": 3}, {"a": None, "b": FailureKind.NUMERIC}),
+        ({"a": 1, "b": 3}, {"a": None, "b": None}),  # the source itself gives such values
+        ({"a": 1}, {"a": None, "b": None}),
+    ],
+)
+def test_values_that_only_the_variant_spoils_are_its_failure(
+    runners: FakeRunners, place: Site, not_finite: dict[str, int], kinds: dict[str, FailureKind | None]
+) -> None:
+    runners.not_finite = not_finite
+    assert _kinds(_result(_measure(_work("a", "b"), place))) == kinds
+
+
+def test_options_get_the_devices_threads_and_stay_within_them(runners: FakeRunners, place: Site) -> None:
+    work = LatencyWork((_contender("a"), _contender("b", threads=1), _contender("c", threads=3)), Scenario(), "", (0,))
+    result = _result(_measure(work, place))
+    assert {r["key"]: r["options"]["threads"] for r in runners.requests("load")} == {"a": 2, "b": 1}
+    assert result.contenders[2].failure is not None
+    assert "limit is 2" in result.contenders[2].failure.detail
+
+
+def test_io_travels_whole(runners: FakeRunners, place: Site) -> None:
+    mapping = Io((TensorMap("x", "x:0", (0, 2, 1), 0.5, 3),), (TensorMap("y", "y:0"),))
+    contender = Contender("a", Candidate(_contender("a").candidate.artifact, "onnxruntime", {}, mapping))
+    _measure(LatencyWork((contender,), Scenario(), "", (0,)), place)
+    assert runners.requests("load")[0]["io"] == {
+        "inputs": [{"source": "x", "name": "x:0", "permutation": (0, 2, 1), "scale": 0.5, "zero_point": 3}],
+        "outputs": [{"source": "y", "name": "y:0", "permutation": (), "scale": None, "zero_point": None}],
+    }
+
+
+def test_a_scenario_of_a_later_version_is_refused(runners: FakeRunners, place: Site) -> None:
+    outcome = _measure(LatencyWork((_contender("a"),), Scenario("server", 5.0), "", (0,)), place).outcome
+    assert isinstance(outcome, Failure)
+    assert "'server'" in outcome.detail
+    assert runners.asked == []
+
+
+def test_a_rate_reaches_the_schedule(runners: FakeRunners, place: Site) -> None:
+    _measure(LatencyWork((_contender("a"),), Scenario("paced", 25.0), "", (0,)), place)
+    assert runners.requests("launch")[0]["plan"]["rate_per_s"] == 25.0
+
+
+def test_memory_is_taken_from_two_fresh_runners(runners: FakeRunners, place: Site) -> None:
+    measured = measure_memory(MemoryWork(_contender("a"), "", 9), place.scratch / "a.onnx", place.scratch / "i", Limits(), place)
+    assert measured.outcome == MemoryResult("a", 150, 130, 100, 80)
+    assert [[r["do"] for r in asked] for asked in runners.asked] == [["import", "memory"], ["import", "load", "memory"]]
+    assert [r["key"] for r in runners.requests("memory")] == [None, "a"]
+
+
+def test_a_failure_of_a_pass_is_its_outcome(runners: FakeRunners, place: Site) -> None:
+    runners.misbehave = lambda request, loaded: _CRASH if request["do"] in ("memory", "evaluate") else None
+    path = place.scratch / "a.onnx"
+    assert measure_memory(MemoryWork(_contender("a"), ""), path, path, Limits(), place).outcome == _CRASH
+    measured = measure_accuracy(AccuracyWork(_contender("a"), ()), path, [], Limits(), place)
+    assert (measured.outcome, measured.blobs) == (_CRASH, {})
+
+
+def test_results_outlive_the_measurement_and_nothing_else_does(runners: FakeRunners, place: Site) -> None:
+    measured = measure_accuracy(AccuracyWork(_contender("a"), ("",)), place.scratch / "a.onnx", [place.scratch / "s"], Limits(), place)
+    assert {role: path.read_bytes() for role, path in measured.blobs.items()} == {"outputs": b"outputs", "golden": b"golden"}
+    assert sorted(place.scratch.iterdir()) == sorted(measured.blobs.values())
+
+
+def test_the_hosts_lock_is_held_while_measuring(runners: FakeRunners, place: Site) -> None:
+    free: list[bool] = []
+
+    def look(request: dict[str, Any], loaded: list[str]) -> None:
+        with hostlock.hold(exclusive=False, path=place.lock, cancelled=iter([False, True]).__next__) as held:
+            free.append(held)
+
+    runners.misbehave = look
+    _measure(_work("a", "b"), place)
+    assert free
+    assert not any(free)
+    look({}, [])
+    assert free[-1]
+
+
+def test_cancelling_while_waiting_for_the_lock(runners: FakeRunners, place: Site) -> None:
+    waiting = Site(place.scratch, lock=place.lock, cancelled=iter([False, False, True]).__next__)
+    with hostlock.hold(exclusive=True, path=place.lock), pytest.raises(Cancelled):
+        _measure(_work("a"), waiting)
+    assert runners.asked == []

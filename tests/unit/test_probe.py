@@ -1,0 +1,128 @@
+"""What a device says of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import agent.runtimes
+from agent import probe
+from agent.probe import cached_capabilities, fingerprint, host_id, labels, probe_capabilities
+from agent.runner.process import Cancelled
+from agent.runtimes import RUNTIMES, RuntimeEntry
+from edgefarm.model import Device
+from tests.fixtures.trees import BARE, LAPTOP, PI4, plant
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "lock"
+
+
+def test_a_capability_is_proved_by_running(lock: Path) -> None:
+    (found,) = probe_capabilities(["onnxruntime"], lock=lock)
+    assert (found.runtime, found.provider, found.available, found.reason) == ("onnxruntime", "CPUExecutionProvider", True, "")
+    assert found.version[0].isdigit()
+    assert found.formats == ("onnx",)
+    assert found.options == {"execution_provider": "CPUExecutionProvider"}
+
+
+def test_every_runtime_of_the_table_appears_with_its_reason(monkeypatch: pytest.MonkeyPatch, lock: Path) -> None:
+    monkeypatch.setitem(RUNTIMES, "absent", RuntimeEntry("agent.runtimes.absent:Absent", ("abs",), "absent", "no_such_module", "absent"))
+    monkeypatch.setitem(RUNTIMES, "unknown", RuntimeEntry("agent.runtimes.unknown:X", ("x",), "unknown", "json", "no-such-distribution"))
+    found = {c.runtime: c for c in probe_capabilities(["absent", "unknown"], lock=lock)}
+    assert found["onnxruntime"].reason == "not allowed by the agent's configuration"
+    assert found["absent"].reason == "runtime 'absent' needs: pip install 'edgefarm[absent]'"
+    assert "unknown runtime 'unknown'" in found["unknown"].reason  # the runner does not know the row: said, not raised
+    assert not any(c.available for c in found.values())
+    assert found["absent"].formats == ("abs",)
+
+
+def test_the_second_probe_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lock: Path) -> None:
+    first = probe_capabilities(None, tmp_path, lock=lock)
+    monkeypatch.setattr(probe, "RunnerProcess", None)  # nothing may be started now
+    assert probe_capabilities(None, tmp_path, lock=lock) == first
+    assert cached_capabilities(None, tmp_path) == first
+    assert cached_capabilities(["other"], tmp_path) is None
+    monkeypatch.setattr(probe, "host_id", lambda: "another boot")
+    assert cached_capabilities(None, tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"key": 1}', b'{"key": KEY, "capabilities": [{"odd": 1}]}'])
+def test_a_damaged_cache_is_no_cache(content: bytes, tmp_path: Path) -> None:
+    key = json.dumps(probe._cache_key(None)).encode()
+    (tmp_path / "probe.json").write_bytes(content.replace(b"KEY", key))
+    assert cached_capabilities(None, tmp_path) is None
+    assert cached_capabilities(None, None) is None
+
+
+def test_a_cancelled_probe_leaves_no_cache(tmp_path: Path, lock: Path) -> None:
+    with pytest.raises(Cancelled):
+        probe_capabilities(None, tmp_path, lock=lock, cancelled=lambda: True)
+    assert not (tmp_path / "probe.json").exists()
+
+
+def test_fingerprint_of_a_board(tmp_path: Path) -> None:
+    found = fingerprint(2, plant(PI4, tmp_path))
+    assert found["cpu"] == "Raspberry Pi 4 Model B"
+    assert found["simd"] == "asimd"
+    assert found["memory_gib"] == "4"
+    assert found["os"] == "debian 12"
+    assert found["threads"] == "2"
+    assert found["onnxruntime"]
+
+
+def test_fingerprint_of_a_laptop(tmp_path: Path) -> None:
+    found = fingerprint(1, plant(LAPTOP, tmp_path))
+    assert found["cpu"] == "Example(R) CPU @ 2.40GHz"
+    assert found["simd"] == "sse4_2 avx avx2 fma avx512_vnni"
+    assert found["os"] == "ubuntu 24.04"
+
+
+@pytest.mark.parametrize(
+    ("kib", "gib"), [(3884092, "4"), (3999999, "4"), (7800000, "8"), (16000000, "16"), (25276502, "32"), (25000000, "24"), (450000, "0.5")]
+)
+def test_memory_is_rounded_up_to_what_was_bought(kib: int, gib: str, tmp_path: Path) -> None:
+    plant({"proc/meminfo": f"MemTotal: {kib} kB\n"}, tmp_path)
+    assert fingerprint(1, tmp_path)["memory_gib"] == gib
+
+
+def test_serials_and_boots_do_not_split_a_class(tmp_path: Path) -> None:
+    one = fingerprint(1, plant(PI4, tmp_path / "a"))
+    changed = {
+        **PI4, "proc/sys/kernel/random/boot_id": "other\n", "proc/device-tree/serial-number": "1\0",
+        "proc/cpuinfo": PI4["proc/cpuinfo"] + "\nSerial\t\t: 10000000abcdef01\nRevision\t: c03115\n", "proc/version": "Linux version 6.1.1",
+    }  # fmt: skip
+    two = fingerprint(1, plant(changed, tmp_path / "b"))
+    device = Device("a", "1", "h", fingerprint=one)
+    assert device.device_class == replace(device, name="b", fingerprint=two).device_class
+    assert device.device_class != replace(device, fingerprint=fingerprint(2, tmp_path / "a")).device_class
+
+
+def test_labels_name_the_board(tmp_path: Path) -> None:
+    assert labels(plant(PI4, tmp_path))["board"] == "raspberry-pi-4-model-b"
+    assert labels(tmp_path)["os"] == "debian-12"
+
+
+def test_labels_without_a_board(tmp_path: Path) -> None:
+    assert set(labels(plant(BARE, tmp_path))) == {"arch", "os"}
+
+
+def test_host_id_is_the_boot_id(tmp_path: Path) -> None:
+    assert host_id(plant(PI4, tmp_path)) == "3f1c9f0e-5c1a-4c7e-9f43-2b8d5a1f0c11"
+    assert host_id() == host_id()
+    assert host_id(tmp_path / "nothing")
+
+
+def test_the_probe_model_is_what_the_protocol_promises() -> None:
+    model = onnx.load(Path(agent.runtimes.__file__).with_name("probe.onnx"))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy")
+    assert list(model.graph.input) == [x]
+    assert list(model.graph.output) == [y]
+    assert [(n.op_type, list(n.input)) for n in model.graph.node] == [("MatMul", ["x", "x"]), ("Add", ["s", "one"])]
+    assert (model.opset_import[0].version, model.ir_version) == (9, 4)
