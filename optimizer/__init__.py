@@ -1,1 +1,1 @@
-"""A library: a model in, checked variants out. No gRPC, no devices."""
+"""Model in, variants out: passes, their pipeline, its cache, checks and metrics. Knows no device and no gRPC."""

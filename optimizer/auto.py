@@ -1,0 +1,97 @@
+"""`recipes: auto`: what an expert would try on this model, best expectation first, since budgets cut the tail. Pure.
+
+Sources of the order: ONNX Runtime's quantisation guide; Krishnamoorthi, arXiv:1806.08342 (per-channel weights for depthwise
+convolutions); measurements on x86 with and without VNNI (unsigned activations fuse, dynamic convolutions are slow).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from edgefarm.model import Scalar
+from optimizer.source import Signature
+
+_PRODUCTS = ("MatMul", "Gemm", "Attention", "LSTM")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_ALSO_INTEGER = ("Add", "Mul", "Sigmoid", "Softmax", "Concat", "GlobalAveragePool", "AveragePool", "Resize", "LeakyRelu")
+_FLOATS = ("float32", "float64")
+
+Parameters = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A named sequence of (pass, parameters), not yet validated."""
+
+    name: str
+    steps: tuple[tuple[str, Parameters], ...]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    convolutions: int
+    products: int
+    grouped: bool
+    others: bool
+    quantised: bool
+    half: bool
+
+    @classmethod
+    def of(cls, signature: Signature) -> _Facts:
+        count = signature.op_types.get
+        return cls(
+            convolutions=sum(count(name, 0) for name in _CONVOLUTIONS),
+            products=sum(count(name, 0) for name in _PRODUCTS),
+            grouped=signature.grouped_convolutions > 0,
+            others=any(count(name, 0) for name in _ALSO_INTEGER),
+            quantised=any("Quantize" in name or "Integer" in name or name.startswith("QLinear") for name in signature.op_types),
+            half=not any(signature.weight_dtypes.get(name) for name in _FLOATS),
+        )
+
+
+def drafts(signature: Signature, has_calibration: bool) -> list[Draft]:
+    """The sequence of drafts for an ONNX model; without calibration samples those that need none."""
+    facts = _Facts.of(signature)
+    families = [_static(facts) if has_calibration else iter(()), _dynamic(facts), _plain(facts)]
+    if facts.products > 2 * facts.convolutions:  # matrix products quantise well on the fly, and keep more accuracy
+        families[0], families[1] = families[1], families[0]
+    return [draft for family in families for draft in family]
+
+
+def _after_graph(name: str, pass_name: str, **parameters: Scalar) -> Draft:
+    return Draft(name, (("graph", {}), (pass_name, parameters)))
+
+
+def _static(facts: _Facts) -> Iterator[Draft]:
+    if facts.quantised or not facts.convolutions + facts.products:
+        return
+    plain = _after_graph("int8-static", "quantize_static")
+    channels = _after_graph("int8-static-per-channel", "quantize_static", per_channel=True)
+    yield from (channels, plain) if facts.grouped else (plain, channels)
+    yield _after_graph("int8-static-percentile", "quantize_static", per_channel=True, calibration="percentile")
+    yield _after_graph("int8-static-entropy", "quantize_static", per_channel=True, calibration="entropy")
+    if facts.others:
+        core = ",".join(n for n, found in (("Conv", facts.convolutions), ("Gemm,MatMul", facts.products)) if found)
+        yield _after_graph("int8-static-core", "quantize_static", per_channel=True, op_types=core)
+    if facts.convolutions and facts.products:
+        yield _after_graph("int8-static-conv", "quantize_static", per_channel=True, op_types="Conv")
+        yield _after_graph("int8-static-matmul", "quantize_static", op_types="Gemm,MatMul")
+    yield _after_graph("int8-static-signed", "quantize_static", per_channel=True, activation="s8", activation_symmetric=True)
+    yield _after_graph("int8-static-7bit", "quantize_static", per_channel=True, reduce_range=True)
+
+
+def _dynamic(facts: _Facts) -> Iterator[Draft]:
+    if facts.quantised or not facts.convolutions + facts.products:
+        return
+    if facts.products and facts.convolutions:
+        yield _after_graph("int8-dynamic-matmul", "quantize_dynamic", op_types="Gemm,MatMul")
+    yield _after_graph("int8-dynamic", "quantize_dynamic")
+    if facts.products > facts.convolutions:
+        yield _after_graph("int8-dynamic-per-channel", "quantize_dynamic", per_channel=True, weight="s8")
+
+
+def _plain(facts: _Facts) -> Iterator[Draft]:
+    yield Draft("graph", (("graph", {}),))
+    if not facts.half:
+        yield _after_graph("fp16", "convert_float16")

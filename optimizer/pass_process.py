@@ -1,0 +1,118 @@
+"""The process of one pass: `python -m optimizer.pass_process REQUEST.json`, started by `optimizer.process`.
+
+It waits for the host's measure lock, runs the pass, checks the output, writes `reply.json` and ends. What it prints goes to a log.
+It ends at once when its parent does: the parent holds the other end of its standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from edgefarm import hostlock
+from edgefarm.digest import atomic_write, canonical_json
+from edgefarm.errors import UserError
+from edgefarm.model import FailureKind
+from optimizer import checks
+from optimizer.dataset import Dataset
+from optimizer.passes import Changed, Context, Pass, PassFailure, load_path
+from optimizer.process import PHASE, REPLY, PassReply, PassRequest
+
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "cannot allocate memory")
+
+
+def main(argument: str) -> None:
+    """Runs the request in the file `argument`."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _be_first_out_of_memory()
+    request = PassRequest(**json.loads(Path(argument).read_text()))
+    work = Path(request.work_dir)
+    lock = hostlock.hold(exclusive=False, path=Path(request.lock)) if request.lock else contextlib.nullcontext()
+    with lock:
+        reply = _reply(request, work)
+    atomic_write(work / REPLY, canonical_json(reply.as_json()))
+
+
+def _reply(request: PassRequest, work: Path) -> PassReply:
+    started = time.perf_counter()
+    used = load_path(request.pass_path)
+    try:
+        changed = _run(request, used, work)
+        outcome = PassReply("changed", detail=changed.detail)
+    except checks.Unchanged as error:
+        outcome = PassReply("unchanged", detail=str(error))
+    except PassFailure as error:
+        outcome = PassReply("failed", error.kind.value, error.detail)
+    except MemoryError:
+        outcome = PassReply("failed", FailureKind.OOM.value, "the pass ran out of memory")
+    except OSError as error:
+        traceback.print_exc()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        outcome = PassReply("storage", detail=str(error), transient=True) if full else _crashed(error)
+    except Exception as error:  # a pass may raise whatever its libraries raise: that is a result, with its place
+        traceback.print_exc()
+        outcome = _crashed(error)
+    return outcome.took(time.perf_counter() - started)
+
+
+def _run(request: PassRequest, used: Pass, work: Path) -> Changed:
+    _silence_telemetry()
+    (work / PHASE).write_text("pass")
+    out, scratch = work / "out", work / "scratch"
+    out.mkdir()
+    scratch.mkdir()
+    source = Path(request.source)
+    calibration = Dataset.open_inputs(Path(request.calibration)) if request.calibration else None
+    parameters = used.parameters.model_validate(request.parameters)
+    changed = used.run(source, out, parameters, calibration, Context(scratch, request.seed))
+    written = [p for p in out.iterdir() if p.suffix == source.suffix]
+    if len(written) != 1:
+        raise PassFailure(FailureKind.CRASH, f"the pass wrote {len(written)} {source.suffix} files instead of one")
+    (work / PHASE).write_text("check")
+    probe = Dataset.open_inputs(Path(request.probe)) if request.probe else None
+    checks.check(source, written[0], used, probe)
+    return changed
+
+
+def _crashed(error: Exception) -> PassReply:
+    text = str(error).strip()
+    if any(mark in text for mark in _OUT_OF_MEMORY):
+        return PassReply("failed", FailureKind.OOM.value, f"the pass ran out of memory: {text[:300]}")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    kind = FailureKind.LOAD if isinstance(error, UserError) else FailureKind.CRASH
+    return PassReply("failed", kind.value, f"{type(error).__name__}: {text[:500]} ({Path(frame.filename).name}:{frame.lineno})")
+
+
+def _silence_telemetry() -> None:
+    """Some wheels of ONNX Runtime report home; the environment variable and the call together keep all of them quiet."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    with contextlib.suppress(ImportError):
+        import onnxruntime
+
+        onnxruntime.disable_telemetry_events()
+
+
+def _die_with_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os._exit(3)
+
+
+def _be_first_out_of_memory() -> None:
+    """Where memory runs out the kernel is to end this process, not the command or an agent."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("700")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    main(sys.argv[1])

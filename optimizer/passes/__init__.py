@@ -1,0 +1,112 @@
+"""The table of passes, and what a pass is.
+
+A pass is one file with one class, found through one row of `PASSES` and imported only when used; at module level it imports
+nothing heavy. It reads a model and writes a model; it runs in a process of its own, and its output is checked there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from edgefarm.errors import UserError
+from edgefarm.model import FailureKind, Io
+
+if TYPE_CHECKING:
+    from optimizer.dataset import Dataset
+
+PASSES: Mapping[str, str] = {
+    "graph": "optimizer.passes.graph:Graph",
+    "convert_float16": "optimizer.passes.convert_float16:ConvertFloat16",
+    "quantize_dynamic": "optimizer.passes.quantize_dynamic:QuantizeDynamic",
+    "quantize_static": "optimizer.passes.quantize_static:QuantizeStatic",
+}
+
+
+class PassParameters(BaseModel):
+    """Base of every pass's parameters: unknown names are refused, values are not cast."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PassFailure(Exception):
+    """A pass cannot do its work on this model; becomes a Failed outcome of that kind."""
+
+    def __init__(self, kind: FailureKind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind, self.detail = kind, detail
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What a pass says it changed, for people, and how the output's tensors map to the input's (None: not at all)."""
+
+    detail: str
+    io: Io | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a pass may keep temporary files, and the seed of anything random."""
+
+    work_dir: Path
+    seed: int = 0
+
+
+class Pass(Protocol):
+    """One transformation.
+
+    Attributes:
+        name: its name in the table and in recipes.
+        version: raised when equal input gives other output; part of the cache key.
+        formats: formats it reads.
+        tools: distributions whose versions are part of the cache key and of the lineage.
+        parameters: model of its parameters, all with defaults.
+        evidence: what proves a change (see `optimizer.checks`): integer, float16 or structure.
+        must_change: without that evidence the output is UNCHANGED; a pass that need not change is a normaliser, just skipped.
+        needs_calibration: whether it cannot work without samples.
+        drift: largest allowed relative L2 distance of outputs to the parent's, over the probe samples.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    formats: ClassVar[tuple[str, ...]]
+    tools: ClassVar[tuple[str, ...]]
+    parameters: ClassVar[type[PassParameters]]
+    evidence: ClassVar[str]
+    must_change: ClassVar[bool]
+    needs_calibration: ClassVar[bool]
+    drift: ClassVar[float]
+
+    def run(self, source: Path, out_dir: Path, parameters: Any, calibration: Dataset | None, context: Context) -> Changed:
+        """Reads `source` (main file) and writes a model with its data into the empty `out_dir`. Raises PassFailure."""
+        ...
+
+
+_loaded: dict[str, Pass] = {}
+
+
+def load_pass(name: str) -> Pass:
+    """The pass of that name. Raises UserError with the nearest name for an unknown one, and with what to install."""
+    if name not in PASSES:
+        near = difflib.get_close_matches(name, PASSES, n=1)
+        raise UserError(f"unknown pass {name!r}; " + (f"is {near[0]!r} meant?" if near else f"there are {', '.join(PASSES)}"))
+    return load_path(PASSES[name])
+
+
+def load_path(dotted: str) -> Pass:
+    """The pass at `module:Class`. Raises UserError with what to install."""
+    if dotted not in _loaded:
+        module, attribute = dotted.split(":")
+        try:
+            loaded: Pass = getattr(importlib.import_module(module), attribute)()
+        except ModuleNotFoundError as error:
+            raise UserError(f"pass {dotted} needs the module {error.name!r}: pip install 'edgefarm[optimizer]'") from error
+        _loaded[dotted] = loaded
+    return _loaded[dotted]

@@ -1,0 +1,126 @@
+"""Weights and activations as 8-bit integers with ranges taken from calibration samples, as QuantizeLinear/DequantizeLinear pairs.
+
+MinMax takes the extremes, Percentile cuts the tails, Entropy minimises the Kullback-Leibler divergence of the histograms (Migacz,
+"8-bit Inference with TensorRT", GTC 2017).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from edgefarm.model import FailureKind
+from optimizer.passes import Changed, Context, PassFailure, PassParameters
+
+if TYPE_CHECKING:
+    from optimizer.dataset import Dataset
+
+_STRIDE = 16  # histograms keep all activations of a stride in memory
+
+
+class StaticParameters(PassParameters):
+    """Parameters of static quantisation.
+
+    Attributes:
+        activation: unsigned activations fuse on x86, signed symmetric ones suit ARM and accelerators.
+        percentile: share of the activations inside the range, for `calibration: percentile`.
+        reduce_range: 7-bit weights, against saturation on x86 without VNNI.
+        op_types: operators to quantise, joined by commas (`Conv`, `MatMul,Gemm`); empty = all that can be.
+        samples: at most so many calibration samples are run, evenly spread over the set.
+    """
+
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    per_channel: bool = False
+    activation: Literal["u8", "s8"] = "u8"
+    weight: Literal["s8", "u8"] = "s8"
+    activation_symmetric: bool = False
+    weight_symmetric: bool = True
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    reduce_range: bool = False
+    op_types: str = ""
+    samples: Annotated[int, Field(ge=1)] = 256
+
+
+class QuantizeStatic:
+    """ONNX Runtime's static quantisation, QDQ format."""
+
+    name: ClassVar[str] = "quantize_static"
+    version: ClassVar[int] = 1
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim", "numpy")
+    parameters: ClassVar[type[PassParameters]] = StaticParameters
+    evidence: ClassVar[str] = "integer"
+    must_change: ClassVar[bool] = True
+    needs_calibration: ClassVar[bool] = True
+    drift: ClassVar[float] = 1.0
+
+    def run(self, source: Path, out_dir: Path, parameters: StaticParameters, calibration: Dataset | None, context: Context) -> Changed:
+        """Folds, raises the opset where pairs would be invalid (per-channel ones below 13), calibrates, quantises."""
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        from optimizer import onnx_facts, onnx_files
+
+        if calibration is None:
+            raise PassFailure(FailureKind.UNSUPPORTED_OP, "static quantisation needs calibration samples (data.calibration)")
+        types = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
+        methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+        original = onnx_files.load(source)
+        prepared = onnx_files.prepare(source, context.work_dir, opset=13 if parameters.per_channel else 11)
+        reader = _Reader(calibration, parameters.samples)
+        raw = context.work_dir / "quantized.onnx"
+        quantize_static(
+            prepared,
+            raw,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=onnx_files.op_types(parameters.op_types),
+            per_channel=parameters.per_channel,
+            reduce_range=parameters.reduce_range,
+            activation_type=types[parameters.activation],
+            weight_type=types[parameters.weight],
+            use_external_data_format=onnx_files.is_large(original),
+            calibrate_method=CalibrationMethod[methods[parameters.calibration]],
+            extra_options=_options(parameters, reader.count),
+        )
+        model = onnx_files.load(raw)
+        onnx_files.save(model, out_dir, like=original)
+        return Changed(onnx_facts.quantized_summary(original, model))
+
+
+def _options(parameters: StaticParameters, count: int) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "ActivationSymmetric": parameters.activation_symmetric,
+        "WeightSymmetric": parameters.weight_symmetric,
+        "CalibTensorRangeSymmetric": parameters.activation_symmetric,
+        "CalibPercentile": parameters.percentile,
+    }
+    if parameters.calibration != "minmax" and count > _STRIDE:
+        options["CalibStridedMinMax"] = _STRIDE  # despite its name it strides the histograms too
+    return options
+
+
+class _Reader:
+    """Hands samples to the calibrator: `count` of them, evenly spread, a multiple of the stride where there are more."""
+
+    def __init__(self, samples: Dataset, limit: int) -> None:
+        count = min(limit, samples.n)
+        self.count = count - count % _STRIDE if count > _STRIDE else count
+        self._samples = samples
+        self._next, self._end = 0, self.count
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next feed, None after the last."""
+        if self._next >= self._end:
+            return None
+        index = self._next * self._samples.n // self.count
+        self._next += 1
+        return self._samples.feeds(index)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Restricts the following feeds to a stride."""
+        self._next, self._end = start_index, end_index
