@@ -14,9 +14,9 @@ from tests.e2e.command import deploy
 from tests.e2e.zoo_fleets import write_fleet
 
 
-@pytest.mark.parametrize("name", sorted(zoo.LOOP_MODELS))
+@pytest.mark.parametrize("name", sorted(zoo.MODELS))
 def test_an_unusual_model_goes_through_the_loop(tmp_path: Path, name: str) -> None:
-    model = zoo.LOOP_MODELS[name](tmp_path)
+    model = zoo.MODELS[name](tmp_path)
     report = deploy(write_fleet(tmp_path, model))
     (device,) = report["devices"]
     assert device["baseline"]["latency_ns"]["n"] > 0

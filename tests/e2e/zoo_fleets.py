@@ -1,4 +1,8 @@
-"""Turns a small model into a folder that `controller deploy` takes: model, samples, a fleet file with one local device."""
+"""Turns a small model of `tests.zoo` into a folder that `controller deploy` takes: model, samples, a fleet file with one local device.
+
+for name in zoo.MODELS:
+    fleet = write_fleet(tmp_path / name, name)
+"""
 
 from __future__ import annotations
 
@@ -11,34 +15,28 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from tests import zoo
+
 Array = NDArray[Any]
 CALIBRATION, EVALUATION = 8, 24  # samples
-DYNAMIC = 5  # size given to axes that the model leaves open
-LARGEST_INTEGER = 4  # integers may be indices into something small
 
 
-def write_fleet(folder: Path, model: Path, *, metric: str = "cosine", drop: float = 0.1, threads: int = 1, name: str = "zoo") -> Path:
-    """Writes `calibration.npz`, `evaluation.npz` and `edge.yaml` beside a model that lies in `folder`, and returns the fleet file's path.
+def write_fleet(folder: Path, model: Path, *, name: str = "zoo", metric: str = "cosine", drop: float = 0.1, threads: int = 1) -> Path:
+    """Writes `calibration.npz`, `evaluation.npz` and `edge.yaml` into `folder`; returns the fleet file's path.
 
-    Inputs are random but the same every time; targets are what the model itself answers, under its outputs' names.
+    Inputs are random but the same every time; the target is what the model itself answers, under its output's name.
 
     Args:
-        folder: where everything lies; `model` (and its external data) is there already.
+        folder: where `model` lies, with its external data.
         model: the model's main file.
+        name: of the campaign.
         metric: a built-in metric that takes targets, or `agreement`.
         drop: the fleet file's `accuracy_drop`.
         threads: of the local device.
-        name: of the campaign.
     """
-    session = _session(model)
-    random = np.random.default_rng(20)
-    for part, count in (("calibration", CALIBRATION), ("evaluation", EVALUATION)):
-        samples = [_sample(model, random) for _ in range(count)]
-        arrays = _joined(model, samples)
-        if part == "evaluation":
-            arrays |= _targets(session, samples)
-        np.savez(folder / f"{part}.npz", allow_pickle=False, **arrays)
-    fleet = folder / "edge.yaml"
+    np.savez(folder / "calibration.npz", allow_pickle=False, **_as_user_saves(model, zoo.samples(model, CALIBRATION, seed=1)))
+    samples = zoo.samples(model, EVALUATION, seed=2)
+    np.savez(folder / "evaluation.npz", allow_pickle=False, **_as_user_saves(model, samples), **_answers(model, samples))
     document = {
         "version": 1,
         "name": name,
@@ -48,51 +46,31 @@ def write_fleet(folder: Path, model: Path, *, metric: str = "cosine", drop: floa
         "select": {"objective": "latency_p50", "constraints": {"accuracy_drop": drop}},
         "rollout": {"activate": "file"},
     }
+    fleet = folder / "edge.yaml"
     fleet.write_text(json.dumps(document, indent=2))  # JSON is YAML
     return fleet
 
 
-def _session(model: Path) -> onnxruntime.InferenceSession:
+def _as_user_saves(path: Path, samples: dict[str, list[Array]]) -> dict[str, Array]:
+    """One array per input, in the form that a user would choose.
+
+    Batched on the first axis where that is a batch (open, or 1); with an axis of its own for the sample where it is not, as of a
+    state [2, 1, 128].
+    """
+    first = {v.name: v.type.tensor_type.shape.dim[0] for v in onnx.load(path, load_external_data=False).graph.input}
+    is_batch = {name: not axis.HasField("dim_value") or axis.dim_value == 1 for name, axis in first.items()}
+    return {name: np.concatenate(arrays) if is_batch[name] else np.stack(arrays) for name, arrays in samples.items()}
+
+
+def _answers(path: Path, samples: dict[str, list[Array]]) -> dict[str, Array]:
+    """What the model's first output of floats answers, one row per sample: output name -> array[n, *shape of one answer].
+
+    One target only: with several that are named like outputs a metric could not tell which one is meant.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _inputs(model: Path) -> list[onnx.ValueInfoProto]:
-    """Inputs that are fed: old files list initializers among them."""
-    graph = onnx.load(model, load_external_data=False).graph
-    initialized = {tensor.name for tensor in graph.initializer}
-    return [value for value in graph.input if value.name not in initialized]
-
-
-def _dimensions(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
-
-
-def _sample(model: Path, random: np.random.Generator) -> dict[str, Array]:
-    """One feed for every input: a batch of one where the first axis is open, other open axes DYNAMIC long."""
-    sample: dict[str, Array] = {}
-    for value in _inputs(model):
-        shape = [(DYNAMIC if axis else 1) if size is None else size for axis, size in enumerate(_dimensions(value))]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        if dtype.kind == "f":
-            sample[value.name] = random.normal(size=shape).astype(dtype)
-        else:
-            sample[value.name] = random.integers(0, 2 if dtype.kind == "b" else LARGEST_INTEGER + 1, shape).astype(dtype)
-    return sample
-
-
-def _joined(model: Path, samples: list[dict[str, Array]]) -> dict[str, Array]:
-    """One array per input, in the two forms that a user may choose: batched on the first axis, or whole inputs on an axis of their own.
-
-    Batched is what most users have; whole is needed where the first axis of an input is no batch, as of a state [2, 1, 128].
-    """
-    rows = {value.name: (_dimensions(value) or [0])[0] for value in _inputs(model)}
-    return {name: (np.concatenate if rows[name] in (None, 1) else np.stack)([s[name] for s in samples]) for name in samples[0]}
-
-
-def _targets(session: onnxruntime.InferenceSession, samples: list[dict[str, Array]]) -> dict[str, Array]:
-    """What the model answers, one row per sample."""
-    names = [output.name for output in session.get_outputs()]
-    answers = [session.run(names, sample) for sample in samples]
-    return {name: np.stack([np.asarray(answer[index]) for answer in answers]) for index, name in enumerate(names)}
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = next(output.name for output in session.get_outputs() if output.type == "tensor(float)")
+    count = len(next(iter(samples.values())))
+    feeds = ({name: arrays[i] for name, arrays in samples.items()} for i in range(count))
+    return {name: np.stack([session.run([name], feed)[0] for feed in feeds])}
