@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 PROTO_STAMP := $(PROTO_VENV)/.stamp
 PROTOS := $(wildcard proto/edgefarm/v1/*.proto)
 
-.PHONY: setup demo test test-long check format proto clean
+.PHONY: setup demo example-imagenet test test-long check format proto clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,10 @@ test-long: setup
 
 demo: setup
 	@$(BIN)/controller deploy --fleet deploy/examples/fashion/edge.yaml
+
+example-imagenet: setup
+	@$(BIN)/python deploy/examples/imagenet/prepare.py
+	@$(BIN)/controller deploy --fleet deploy/examples/imagenet/edge.yaml
 
 bench-%: setup
 	@$(BIN)/python tests/benchmarks/$*.py

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from controller.evidence import ACCURACY, COMPARE, CONFIRM, MEMORY, SCREEN, Entry, Evidence, Group
 from controller.limits import memory_bytes
 from controller.selection import about_speed, choose, hopeful
-from controller.verdicts import against, verdict
+from controller.verdicts import against, half_width, speedup, verdict
 from edgefarm.digest import canonical_json
-from edgefarm.model import AccuracyWork, Contender, LatencyWork, MemoryWork, Order, Scenario, Work
+from edgefarm.model import BENCH_VERSION, AccuracyWork, Contender, LatencyWork, MemoryWork, Order, Scenario, Work
 from edgefarm.statistics import percentile_floor
 
 CONTENDERS = 4  # of a round, the baseline among them
@@ -25,6 +25,7 @@ LAUNCHES = 10  # of a comparison; twice as many where the verdict asks for it
 BURSTS = 8
 _SCREEN_BURST_NS = 15_000_000
 _DROP_CONFIDENCE = 0.99  # stricter than the final interval: a look half way costs error rate
+_PRECISE = 0.05  # relative half width at which a speed-up is known well enough
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def estimate_ns(group: Group) -> int:
 
 
 def _order(group: Group, stage: str, work: Work, device: str = "") -> Order:
-    identity = canonical_json([group.device_class, device, asdict(work)])
+    identity = canonical_json([BENCH_VERSION, group.device_class, device, asdict(work)])
     name = f"{group.run}/{stage}/{hashlib.sha256(identity).hexdigest()[:16]}"
     return Order(name, group.run, group.model, group.device_class, work, device)
 
@@ -122,11 +123,22 @@ def _compare(group: Group, evidence: Evidence) -> Iterator[Order]:
     if first.id not in evidence.ended or evidence.spent_ns > group.budget_ns:
         return
     close = _still_close(field, evidence) if about_speed(group) else field
+    if len(close) <= 1 and all(_decided(group, e, evidence) for e in close):
+        return
     second = _order(group, COMPARE, _latency(group, [group.baseline, *close], range(ROUND, LAUNCHES)))
     yield second
     doubted = [e for e in close if e.key in evidence.launches and verdict(evidence.launches[e.key])[0].value not in group.accept]
     if doubted and second.id in evidence.ended and evidence.spent_ns < group.budget_ns:
         yield _order(group, COMPARE, _latency(group, [group.baseline, *close], range(LAUNCHES, 2 * LAUNCHES)))
+
+
+def _decided(group: Group, entry: Entry, evidence: Evidence) -> bool:
+    """Whether the first round alone tells the candidate from the baseline, and by how much."""
+    early = [x for x in evidence.launches.get(entry.key, ()) if x.index < ROUND]
+    if len(early) < ROUND or verdict(early)[0].value not in group.accept:
+        return False
+    surely = speedup(early, _DROP_CONFIDENCE)
+    return (surely.low > 1.0 or surely.high < 1.0) and half_width(speedup(early)) <= _PRECISE
 
 
 def _still_close(field: Sequence[Entry], evidence: Evidence) -> list[Entry]:

@@ -10,15 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from controller.evidence import Entry, Evidence, Group
+from controller.evidence import Entry, Evidence, Group, Launch
 from controller.limits import broken, memory_bytes, unproved
 from controller.verdicts import Latency, against, latency, speedup, verdict
 from edgefarm.model import Verdict
-from edgefarm.statistics import Interval
+from edgefarm.statistics import Interval, ratio_interval
 
 NOISE_FLOOR = 0.01  # differences below this are called equal even where an interval excludes 1
 _SLOWER = 0.95  # a candidate screened below this speed-up cannot win on latency
 _MEMORY_GAIN = 0.98
+_LEAST_BURSTS = 3
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,18 @@ def too_slow(group: Group, entry: Entry, evidence: Evidence) -> str:
     if entry.baseline or ratio is None or not about_speed(group) or ratio >= _SLOWER or broken(group, group.baseline, evidence):
         return ""
     launch = evidence.screened[entry.key]
+    if not _bursts_agree(launch):
+        return ""
     slow = f"{1 / ratio:.2f}x slower" if ratio > 0 else "slower"
     return f"{slow} than the baseline (screened: {launch.result.p50_ns / 1e6:.4g} ms against {launch.reference.p50_ns / 1e6:.4g} ms)"
+
+
+def _bursts_agree(launch: Launch) -> bool:
+    """Whether the bursts of one launch tell the candidate from its reference; a launch without bursts is taken at its word."""
+    mine, base = launch.result.burst_p50_ns, launch.reference.burst_p50_ns
+    if len(mine) != len(base) or len(mine) < _LEAST_BURSTS:
+        return True
+    return ratio_interval([max(1, b) for b in base], [max(1, m) for m in mine]).high < 1.0
 
 
 def hopeful(group: Group, evidence: Evidence) -> list[Entry]:

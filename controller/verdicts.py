@@ -11,18 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controller.evidence import Launch
-from edgefarm.model import Verdict
+from edgefarm.model import ContenderResult, Verdict
 from edgefarm.statistics import Interval, geometric_interval, mean_interval, percentile_floor, ratio_interval
 
 NOISE_LIMIT = 0.10  # relative half width of a ratio's interval above which it is too wide to be used
 _TREND_LIMIT = 0.05
 _OTHERS_CPU = 0.25  # cores
 _STEAL = 0.05
+_DISTURBED_LIMIT = 0.2  # of the inferences that make the numbers
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of one candidate over its launches, in nanoseconds; a percentile that n does not carry is None."""
+    """Latency of one candidate over its launches, in nanoseconds; a percentile that n does not carry is None.
+
+    `disturbed` inferences lost the CPU to another process; `left_out` of them are not among the `n`.
+    """
 
     n: int
     launches: int
@@ -32,6 +36,8 @@ class Latency:
     load: Interval
     first_inference: Interval
     throughput_per_s: Interval
+    disturbed: int
+    left_out: int
 
 
 def latency(launches: Sequence[Launch]) -> Latency:
@@ -51,6 +57,8 @@ def latency(launches: Sequence[Launch]) -> Latency:
         geometric_interval([max(1.0, r.load_ns) for r in results]),
         geometric_interval([max(1.0, r.first_inference_ns) for r in results]),
         geometric_interval([1e9 / max(1.0, r.mean_ns) for r in results]),
+        sum(r.disturbed for r in results),
+        sum(r.left_out for r in results),
     )
 
 
@@ -71,13 +79,28 @@ def verdict(launches: Sequence[Launch]) -> tuple[Verdict, str]:
     reasons = sorted({reason for launch in launches for reason in launch.conditions.throttled})
     if reasons:
         return Verdict.THROTTLED, f"throttled: {', '.join(reasons)}"
-    ratio = speedup(launches)
-    half = (math.log(ratio.high) - math.log(ratio.low)) / 2 if ratio.known else math.inf
+    half = half_width(speedup(launches))
     if half > NOISE_LIMIT:
         return _why_noisy(launches, half)
+    if (share := _disturbed_share(launches)) > _DISTURBED_LIMIT:
+        return Verdict.INTERFERED, f"{share:.0%} of the inferences lost the CPU to other processes, and too few did not"
     if drift := _drift(launches):
         return Verdict.UNSTEADY, drift
     return Verdict.STABLE, f"speed-up known to +-{half:.1%} from {len(launches)} launches"
+
+
+def half_width(interval: Interval) -> float:
+    """Relative half width of a ratio's interval; infinite for a single launch."""
+    return (math.log(interval.high) - math.log(interval.low)) / 2 if interval.known and interval.low > 0 else math.inf
+
+
+def _disturbed_share(launches: Sequence[Launch]) -> float:
+    """Share of disturbed inferences among those that make the numbers, of the worse of candidate and reference."""
+
+    def share(results: Sequence[ContenderResult]) -> float:
+        return sum(r.disturbed - r.left_out for r in results) / max(1, sum(r.n for r in results))
+
+    return max(share([x.result for x in launches]), share([x.reference for x in launches]))
 
 
 def _why_noisy(launches: Sequence[Launch], half: float) -> tuple[Verdict, str]:

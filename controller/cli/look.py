@@ -29,7 +29,7 @@ def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpt
     """
     with look_into(state_of(fleet, state)) as control:
         deployed = control.deployments()
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "name": s.device.name,
                 "class": s.device_class,

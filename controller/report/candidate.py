@@ -132,6 +132,7 @@ def _latency(judgement: Judgement, unavailable: dict[str, str]) -> dict[str, Any
         document[name] = None if interval is None else _interval(interval)
         if interval is None:
             unavailable[f"latency_ns.{name}"] = f"n = {summary.n}: at least {percentile_floor(q)} inferences are needed to state it"
+    document["disturbed"], document["left_out"] = summary.disturbed, summary.left_out
     document["first_inference"] = _interval(summary.first_inference)
     return document
 

@@ -67,11 +67,12 @@ def make_group(truths: Sequence[Truth], **changes: object) -> Group:
 
 @dataclass
 class FakeWorld:
-    """Answers orders; `noise` is the relative spread between launches, `drift` multiplies launches by index."""
+    """Answers orders; `noise` is the relative spread between launches, `bursts` the bursts of a candidate of 1 ms."""
 
     truths: Sequence[Truth]
     noise: float = 0.01
     seed: int = 0
+    bursts: tuple[float, ...] = ()
     orders: dict[str, OrderStatus] = field(default_factory=dict)
     answered: list[str] = field(default_factory=list)
 
@@ -101,7 +102,9 @@ class FakeWorld:
             return ContenderResult(key, failure=Failure(truth.failure, "as told"))
         rng = random.Random(f"{self.seed}/{order}/{index}/{key}")
         p50 = max(1, round(truth.latency_ns * rng.lognormvariate(0.0, self.noise)))
-        return ContenderResult(key, 400, float(p50), p50, round(p50 * 1.1), round(p50 * 1.3), 10**6, 10**6, 5)
+        bursts = tuple(round(b * truth.latency_ns / 1e6) for b in (self.bursts if truth.name != "source" else self.bursts[::-1]))
+        p90, p99 = round(p50 * 1.1), round(p50 * 1.3)
+        return ContenderResult(key, 400, float(p50), p50, p90, p99, 10**6, 10**6, 5, burst_p50_ns=bursts)
 
     def scores(self, group: Group, evidence: Evidence) -> dict[str, Scores]:
         base = self.truth(group.baseline.key).accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from controller.evidence import ACCURACY, COMPARE, CONFIRM, MEMORY, SCREEN, fold, stage_of
 from controller.planner import CONTENDERS, finalists, next_step
-from controller.selection import choose
+from controller.selection import choose, too_slow
 from edgefarm.model import FailureKind, LatencyWork, OrderState, OrderStatus
 from tests.fakes.world import FakeWorld, Truth, entry, make_group
 
@@ -35,8 +36,7 @@ def test_the_usual_world_ends_with_the_fastest_feasible_and_true_reasons() -> No
     why = {j.entry.variant: j.rejected for j in choice.judgements}
     assert why["int8"] == ""
     assert why["int8-lossy"].startswith("accuracy_drop 0.22 > 0.01")
-    assert "13.0" in why["dynamic"]
-    assert "slower than the baseline" in why["dynamic"]
+    assert re.match(r"1[23]\.\d+x slower than the baseline \(screened", why["dynamic"])
     assert why["broken"] == "failed: load: as told"
     assert why["nan"] == "failed: numeric: as told"
     assert "not better than the baseline" not in why["int8"]
@@ -83,7 +83,7 @@ def test_what_breaks_a_limit_never_wins_and_the_planner_ends(truths: tuple[Truth
     if choice.winner is not None:
         truth = by_key[choice.winner.key]
         assert truth.failure is None
-        assert BASE.accuracy - truth.accuracy <= 0.02
+        assert BASE.accuracy - truth.accuracy <= 0.02 + 1e-9
         assert truth.size <= 5 * 2**20
         assert truth.memory <= 300 * 2**20
     if choice.winner is not None and not choice.winner.baseline and objective == "latency_p50":
@@ -97,7 +97,7 @@ def test_what_breaks_a_limit_never_wins_and_the_planner_ends(truths: tuple[Truth
 def test_with_little_noise_nothing_clearly_better_is_missed(truths: tuple[Truth, ...], seed: int) -> None:
     world, group = FakeWorld(truths, noise=0.002, seed=seed), make_group(truths)
     choice = choose(group, world.run(group), "d1")
-    fine = [t for t in truths if t.failure is None and BASE.accuracy - t.accuracy <= 0.01]
+    fine = [t for t in truths if t.failure is None and BASE.accuracy - t.accuracy <= 0.01 + 1e-12]
     best = min(t.latency_ns for t in fine)
     assert choice.winner is not None
     winner = world.truth(choice.winner.key)
@@ -159,8 +159,8 @@ def test_a_device_that_does_not_confirm_keeps_the_baseline() -> None:
 
 
 def test_noise_is_inconclusive_not_a_winner() -> None:
-    truths = (BASE, Truth("int8", 700_000, 0.92))
-    world, group = FakeWorld(truths, noise=0.8, seed=3), make_group(truths)
+    truths = (BASE, Truth("int8", 200_000, 0.92))
+    world, group = FakeWorld(truths, noise=0.7, seed=3), make_group(truths)
     choice = choose(group, world.run(group), "d1")
     assert choice.inconclusive
     assert choice.winner == group.baseline
@@ -173,6 +173,16 @@ def test_a_slower_variant_may_win_where_the_baseline_breaks_a_limit() -> None:
     choice = choose(group, world.run(group), "d1")
     assert choice.winner is not None
     assert choice.winner.variant == "small"
+
+
+def test_a_screening_whose_bursts_disagree_rejects_nobody() -> None:
+    truths = (BASE, Truth("int8", 1_200_000, 0.92))
+    world, group = FakeWorld(truths), make_group(truths)
+    (order,) = next_step(group, world.evidence(group)).orders
+    for spread, rejected in ((1.0, True), (6.0, False)):
+        world.bursts = tuple(100_000 * f for f in (10, 10, 10 * spread, 10))
+        world.answer(order)
+        assert bool(too_slow(group, group.entries[1], world.evidence(group))) == rejected
 
 
 def test_no_feasible_variant_is_said() -> None:

@@ -6,9 +6,10 @@ import math
 import random
 
 import pytest
-from edgefarm import statistics as s
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from edgefarm import statistics as s
 
 positive = st.lists(st.floats(1e-3, 1e6), min_size=2, max_size=30)
 

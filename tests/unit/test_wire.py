@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from edgefarm import model, wire
 from edgefarm.errors import ProtocolError
 from edgefarm.v1 import fleet_pb2, types_pb2
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wire"
 ROOTS = [

@@ -1,0 +1,152 @@
+"""Who measures what next: tables, and properties that hold for every fleet and queue."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.schedule import Assignment, Ready, Underway, Waiting, assign
+
+
+@dataclass(frozen=True)
+class Case:
+    waiting: tuple[Waiting, ...]
+    ready: tuple[Ready, ...]
+    expected: tuple[tuple[str, str], ...]
+    underway: tuple[Underway, ...] = ()
+    device_turns: dict[str, int] = field(default_factory=dict)
+    run_turns: dict[str, int] = field(default_factory=dict)
+
+
+def w(order: str, device: str = "", sequence: int = 0, run: str = "r", device_class: str = "") -> Waiting:
+    return Waiting(order, run, device, device_class, sequence)
+
+
+def d(device: str, host: str = "", device_class: str = "k") -> Ready:
+    return Ready(device, device_class, host or f"host-{device}")
+
+
+ON_A = Underway("9", "a", "h")
+
+CASES = {
+    "nothing waits": Case((), (d("a"),), ()),
+    "nobody is ready": Case((w("1", "a"),), (), ()),
+    "another device's order": Case((w("1", "b"),), (d("a"),), ()),
+    "one runs, one is prefetched": Case((w("1", "a", 1), w("2", "a", 2), w("3", "a", 3)), (d("a"),), (("1", "a"), ("2", "a"))),
+    "only the free place is filled": Case((w("2", "a", 2), w("3", "a", 3)), (d("a", "h"),), (("2", "a"),), (ON_A,)),
+    "a full host gets nothing": Case((w("3", "a", 3),), (d("a", "h"),), (), (ON_A, Underway("8", "a", "h"))),
+    "neighbours take turns": Case((w("1", "a", 1), w("2", "b", 2)), (d("a", "h"), d("b", "h")), (("1", "a"),)),
+    "no prefetch beside a measuring neighbour": Case((w("2", "b", 2),), (d("a", "h"), d("b", "h")), (), (ON_A,)),
+    "it is the neighbour's turn": Case(
+        (w("1", "a", 1), w("2", "b", 2)), (d("a", "h"), d("b", "h")), (("2", "b"),), device_turns={"a": 5, "b": 4}
+    ),
+    "a busy device prefetches if nobody else waits": Case((w("2", "a", 2),), (d("a", "h"), d("b", "h")), (("2", "a"),), (ON_A,)),
+    "two hosts work at the same time": Case((w("1", "a", 1), w("2", "b", 2)), (d("a"), d("b")), (("1", "a"), ("2", "b"))),
+    "an order of a class goes to one of it": Case(
+        (w("1", "", 1, device_class="k"), w("2", "", 2, device_class="other")), (d("a"), d("b")), (("1", "a"),)
+    ),
+    "idle hosts first, then prefetch": Case(
+        (w("1", "", 1, device_class="k"), w("2", "", 2, device_class="k"), w("3", "", 3, device_class="k")),
+        (d("a"), d("b")),
+        (("1", "a"), ("2", "b"), ("3", "a")),
+    ),
+    "runs take turns": Case((w("1", "a", 1, "r1"), w("2", "a", 2, "r1"), w("3", "a", 3, "r2")), (d("a"),), (("1", "a"), ("3", "a"))),
+    "the run that waited longest": Case(
+        (w("1", "a", 1, "r1"), w("3", "a", 3, "r2")), (d("a"),), (("3", "a"), ("1", "a")), run_turns={"r1": 2, "r2": 1}
+    ),
+    "a silent neighbour's order still holds the host": Case((w("1", "a"),), (d("a", "h"),), (), (Underway("9", "gone", "h"),)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_table(name: str) -> None:
+    case = CASES[name]
+    expected = [Assignment(*pair) for pair in case.expected]
+    for waiting in (case.waiting, case.waiting[::-1]):
+        for ready in (case.ready, case.ready[::-1]):
+            assert assign(waiting, ready, case.underway, case.device_turns, case.run_turns) == expected
+
+
+World = tuple[list[Waiting], list[Ready], list[Underway], dict[str, int]]
+NAMES = "abcde"
+DEVICES = st.lists(st.builds(d, st.sampled_from(NAMES), st.sampled_from("xyz"), st.sampled_from("kl")), unique_by=lambda r: r.device)
+ORDER = st.builds(
+    w,
+    st.integers(0, 30).map(str),
+    st.sampled_from(["", *NAMES]),
+    st.integers(0, 9),
+    st.sampled_from(["r1", "r2"]),
+    st.sampled_from("kl"),
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    ready = draw(DEVICES)
+    held = draw(st.lists(st.sampled_from(ready), max_size=3)) if ready else []
+    orders = draw(st.lists(ORDER, unique_by=lambda o: o.order, max_size=12))
+    turns = draw(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 9)))
+    return orders, ready, [Underway(f"u{i}", r.device, r.host) for i, r in enumerate(held)], turns
+
+
+def fits(order: Waiting, device: Ready) -> bool:
+    return order.device == device.device if order.device else order.device_class == device.device_class
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds(), st.integers(0, 10**6))
+def test_order_of_arguments_does_not_matter(world: World, seed: int) -> None:
+    waiting, ready, underway, turns = world
+    first = assign(waiting, ready, underway, turns, {})
+    for values in (waiting, ready, underway):
+        random.Random(seed).shuffle(values)  # type: ignore[arg-type]
+    assert assign(waiting, ready, underway, turns, {}) == first
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds())
+def test_every_assignment_is_allowed(world: World) -> None:
+    waiting, ready, underway, turns = world
+    assignments = assign(waiting, ready, underway, turns, {})
+    orders, devices = {o.order: o for o in waiting}, {r.device: r for r in ready}
+    assert len({a.order for a in assignments}) == len(assignments)
+    load = Counter(u.host for u in underway)
+    running = {u.host: {v.device for v in underway if v.host == u.host} for u in underway}
+    for a in assignments:
+        device = devices[a.device]
+        assert fits(orders[a.order], device)
+        assert a.device in running.setdefault(device.host, {a.device})  # never beside a neighbour that measures
+        load[device.host] += 1
+        assert load[device.host] <= 2
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds())
+def test_no_host_is_idle_while_something_waits_for_it(world: World) -> None:
+    waiting, ready, underway, turns = world
+    assignments = assign(waiting, ready, underway, turns, {})
+    taken = {a.order for a in assignments}
+    hosts = {r.device: r.host for r in ready}
+    occupied = {u.host for u in underway} | {hosts[a.device] for a in assignments}
+    idle = [(o, r) for o in waiting for r in ready if fits(o, r) and o.order not in taken and r.host not in occupied]
+    assert idle == []
+
+
+def test_everyone_is_served_in_turn() -> None:
+    """Neighbours with long queues of two runs."""
+    waiting = [w(f"{run}-{device}-{i}", device, i, run) for device in "ab" for run in ("r1", "r2") for i in range(3)]
+    turns: dict[str, int] = {}
+    runs: dict[str, int] = {}
+    served: list[str] = []
+    while waiting:
+        picked = assign(waiting, [d("a", "h"), d("b", "h")], [], turns, runs)[0]
+        order = next(o for o in waiting if o.order == picked.order)
+        waiting.remove(order)
+        turns[picked.device] = runs[order.run] = len(served) + 1
+        served.append(picked.device)
+    assert served == ["a", "b"] * 6
