@@ -26,6 +26,7 @@ from edgefarm.model import (
     Heartbeat,
     Hello,
     LatencyWork,
+    Order,
     OrderEnded,
     OrderState,
     Probed,
@@ -62,9 +63,10 @@ class Dispatcher:
         if station.session is not None:
             station.session.end(Busy(f"superseded by a newer session of device {session.device!r}"))
         if station.instance not in ("", hello.instance) and not station.released:
-            self._process_lost(session.device, session_order=station.session.working_on if station.session else station.last_order)
+            suspect = station.session.working_on if station.session else station.last_order
+            self._process_lost(session.device, suspect, {a.order for a in hello.unacknowledged})
         station.session, station.instance, station.protocol = session, hello.instance, hello.protocol
-        station.released, station.last_order = False, ""
+        station.released, station.last_order, station.given_up = False, "", ""
         session.heard = self._clock()
         self._know(station, hello.device, hello.probed)
         self._send_difference(station, session, hello)
@@ -154,9 +156,9 @@ class Dispatcher:
         self._store.save_device(station.device, station.last_seen_unix_ms)
 
     def mark_lost(self, device: str, reason: str) -> None:
-        """Says why a device is not there."""
+        """Says why nobody expects a device back."""
         if (station := self._stations.get(device)) is not None:
-            station.reason = reason
+            station.given_up = reason
 
     def tick(self, silent_after_s: float) -> bool:
         """Ends sessions that went silent, takes orders back from devices that are away; says whether anything changed."""
@@ -169,7 +171,7 @@ class Dispatcher:
                 self.detach(session, f"no heartbeat for {silent_after_s:g} s")
                 changed = True
             if station.session is None and not station.released and now - station.quiet_since > self._lost_after_s:
-                self._process_lost(name, station.last_order)
+                self._process_lost(name, station.last_order, set())
                 for entry in self._held(name):
                     self._store.mark(entry.id, OrderState.QUEUED, from_states=(OrderState.SENT,))
                 station.released = changed = True
@@ -177,8 +179,10 @@ class Dispatcher:
             self.dispatch()
         return changed
 
-    def _process_lost(self, device: str, session_order: str) -> None:
-        """Counts a loss of the order that the process worked on, unless one of its attempts arrived; the second one quarantines it.
+    def _process_lost(self, device: str, suspect: str, productive: set[str]) -> None:
+        """Counts a loss of the order that the process worked on (`suspect`, if known); the second one quarantines it.
+
+        An order of which an attempt arrived since it was sent, or is about to (`productive`), got on: that is no loss.
 
         Only what this process sent can be lost by a device: a restart of the controller is no loss.
         """
@@ -186,8 +190,8 @@ class Dispatcher:
         if not held:
             return
         by_turn = min(held, key=lambda e: self._sent_turn[e.id])
-        culprit = next((e for e in held if e.id == session_order), by_turn)
-        if culprit.touched or self._store.add_loss(culprit.id) < _MOST_LOSSES:
+        culprit = next((e for e in held if e.id == suspect), by_turn)
+        if culprit.touched or culprit.id in productive or self._store.add_loss(culprit.id) < _MOST_LOSSES:
             return
         stored = self._store.order(culprit.id)
         assert stored is not None
@@ -212,7 +216,8 @@ class Dispatcher:
             if s.takes_orders and is_supported(s.protocol)
         ]
         assignments = schedule.assign(waiting, ready, underway, self._device_turns, self._run_turns)
-        if not all([self._give(a.order, self._stations[a.device]) for a in assignments]):
+        given = [self._give(a.order, self._stations[a.device]) for a in assignments]
+        if not all(given):
             self.dispatch()
 
     def _give(self, order_id: str, station: Station) -> bool:
@@ -305,8 +310,8 @@ def _expected(order: Order, index: int) -> bool:
 
 
 def _state(station: Station, *, busy: bool) -> tuple[str, str]:
-    if station.session is None:
-        return "lost", station.reason
+    if station.session is None or not station.attached:
+        return "lost", station.given_up or station.reason
     if not is_supported(station.protocol):
         return "needs_upgrade", f"its agent speaks protocol {station.protocol}, which is too old"
     if not station.probed:

@@ -141,14 +141,15 @@ class Farm:
             view = self._views.setdefault(run, RunView(self._store, run))
             return view.refresh()
 
-    def wait_for_devices(self, names: Collection[str], timeout_s: float) -> Sequence[DeviceStatus]:
-        """Waits until each is attached and has probed, or the time is over; returns those that have not."""
+    def wait_for_devices(self, names: Collection[str], timeout_s: float, stop: Callable[[], bool] = lambda: False) -> list[str]:
+        """Waits until all are attached and have probed, `stop()` is true after a change, or the time is over; returns those missing."""
 
-        def missing() -> list[DeviceStatus]:
-            return [s for s in self._dispatcher.statuses() if s.device.name in names and s.state in ("lost", "probing")]
+        def missing() -> list[str]:
+            there = {s.device.name for s in self._dispatcher.statuses() if s.state not in ("lost", "probing")}
+            return sorted(set(names) - there)
 
         with self._changed:
-            self._changed.wait_for(lambda: not missing() and set(names) <= {s.device.name for s in self._dispatcher.statuses()}, timeout_s)
+            self._changed.wait_for(lambda: not missing() or stop(), timeout_s)
             return missing()
 
     # Control: deployments
@@ -207,7 +208,7 @@ class Farm:
             self._dispatcher.detach(session, reason)
 
     def mark_lost(self, device: str, reason: str) -> None:
-        """Says why a device is not there."""
+        """Says why nobody expects a device back; forgotten when it attaches."""
         with self._changing():
             self._dispatcher.mark_lost(device, reason)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from controller.evidence import ACCURACY, COMPARE, CONFIRM, MEMORY, SCREEN, Entry, Evidence, Group
 from controller.limits import memory_bytes
-from controller.selection import about_speed, choose, hopeful
+from controller.selection import NOISE_FLOOR, about_speed, choose, hopeful
 from controller.verdicts import against, half_width, speedup, verdict
 from edgefarm.digest import canonical_json
 from edgefarm.model import BENCH_VERSION, AccuracyWork, Contender, LatencyWork, MemoryWork, Order, Scenario, Work
@@ -123,7 +123,7 @@ def _compare(group: Group, evidence: Evidence) -> Iterator[Order]:
     if first.id not in evidence.ended or evidence.spent_ns > group.budget_ns:
         return
     close = _still_close(field, evidence) if about_speed(group) else field
-    if len(close) <= 1 and all(_decided(group, e, evidence) for e in close):
+    if all(_decided(group, e, evidence) for e in close) and _equal(close, evidence):
         return
     second = _order(group, COMPARE, _latency(group, [group.baseline, *close], range(ROUND, LAUNCHES)))
     yield second
@@ -139,6 +139,13 @@ def _decided(group: Group, entry: Entry, evidence: Evidence) -> bool:
         return False
     surely = speedup(early, _DROP_CONFIDENCE)
     return (surely.low > 1.0 or surely.high < 1.0) and half_width(speedup(early)) <= _PRECISE
+
+
+def _equal(close: Sequence[Entry], evidence: Evidence) -> bool:
+    """Whether the first round shows all of `close` to be alike: more launches would not change the choice."""
+    early = [[x for x in evidence.launches[e.key] if x.index < ROUND] for e in close]
+    pairs = [against(a, b) for a in early for b in early if a is not b]
+    return all(ratio is not None and ratio.high < 1.0 + 2 * NOISE_FLOOR for ratio in pairs)
 
 
 def _still_close(field: Sequence[Entry], evidence: Evidence) -> list[Entry]:

@@ -227,7 +227,7 @@ def _why_not(group: Group, judgement: Judgement, winner: Judgement | None, evide
     ratio = against(evidence.launches.get(winner.entry.key, ()), evidence.launches.get(judgement.entry.key, ()))
     if about_speed(group) and ratio is not None and ratio.known and ratio.low > 1.0:
         return f"{ratio.value:.3f}x slower than the winner"
-    return f"no better than the winner in {group.objective}, which is smaller or as good"
+    return f"as good as the winner in {group.objective}, but not smaller or more accurate"
 
 
 def _pareto(judgements: Sequence[Judgement], evidence: Evidence) -> set[str]:

@@ -118,6 +118,7 @@ class Station:
     quiet_since: float = 0.0
     released: bool = False  # its orders were taken back: it was away for too long
     reason: str = "not attached yet"
+    given_up: str = ""  # why nobody expects it back
     last_order: str = ""  # what the process worked on when its stream went
     allowed: frozenset[str] = frozenset()  # digests that it may fetch
     push_left: int = 0  # bytes that it may push
@@ -126,4 +127,9 @@ class Station:
     @property
     def takes_orders(self) -> bool:
         """Attached, probed, neither draining nor ended."""
-        return self.session is not None and self.session.ended is None and self.probed and not self.session.draining
+        return self.attached and self.probed and self.session is not None and not self.session.draining
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a session that has not ended."""
+        return self.session is not None and self.session.ended is None

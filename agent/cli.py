@@ -1,0 +1,257 @@
+"""`edge-agent`: what a person (or the controller's command) types on a device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgefarm import __version__
+from edgefarm.errors import INTERRUPTED, EdgefarmError, NotAvailable, UserError
+
+_SECRET_BYTES = 4096
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code, with the reason on stderr."""
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and options.command is not _refuse:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        return int(options.command(options) or 0)
+    except EdgefarmError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    from agent.heap import few_arenas
+
+    few_arenas()
+    from agent.runtimes import RUNTIMES
+    from agent.supervisor import Config, Supervisor
+
+    if options.config is not None:
+        raise NotAvailable("--config is not available in this version; use the options of `edge-agent run`")
+    if not options.controller or not options.name:
+        raise UserError("run: --controller and --name are required")
+    if not options.controller.startswith("unix:"):
+        raise NotAvailable(f"--controller {options.controller}: controllers elsewhere are not available in this version; use unix:/path")
+    if unknown := sorted(set(options.runtimes or ()) - set(RUNTIMES)):
+        raise UserError(f"--runtimes {','.join(unknown)}: unknown; known are {', '.join(sorted(RUNTIMES))}")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    secret = _read_secret(options.secret_fd) if options.secret_fd is not None else ""
+    agent = Supervisor(
+        Config(
+            controller=options.controller, name=options.name, state=options.state, threads=_threads(options.threads),
+            runtimes=options.runtimes, labels=dict(options.label), metrics=options.metrics, cache_bytes=options.cache_bytes,
+            secret=secret, lock=options.measure_lock,
+        )
+    )  # fmt: skip
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    if options.secret_fd is not None:
+        threading.Thread(target=_watch_parent, args=(options.secret_fd, agent.stop), name="parent", daemon=True).start()
+    code = 0
+    try:
+        agent.run()
+    except EdgefarmError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        code = error.exit_code
+    except Exception:
+        logging.getLogger("agent").exception("a bug of edge-agent")
+        code = 1
+    # Threads of gRPC may still wait for the network; nothing is left to save.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _read_secret(descriptor: int) -> str:
+    """The first line of the inherited pipe. Raises UserError."""
+    line = b""
+    try:
+        while not line.endswith(b"\n") and len(line) < _SECRET_BYTES and (byte := os.read(descriptor, 1)):
+            line += byte
+        return bytes.fromhex(line.strip().decode("ascii")).hex()
+    except OSError as error:
+        raise UserError(f"--secret-fd {descriptor}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--secret-fd {descriptor}: its first line is not a secret in hex digits") from error
+
+
+def _watch_parent(descriptor: int, gone: Callable[[], None]) -> None:
+    """Calls `gone` once nobody holds the other end of the pipe."""
+    try:
+        while os.read(descriptor, _SECRET_BYTES):
+            pass
+    except OSError:
+        pass
+    gone()
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from agent import probe
+    from agent.runner.limits import limits_in_force
+
+    threads = _threads(options.threads)
+    found = probe.probe_capabilities(options.runtimes)
+    if options.json:
+        _print_json(
+            {
+                "labels": dict(probe.labels()), "fingerprint": probe.fingerprint(threads), "threads": threads,
+                "capabilities": [vars(c) for c in found], "runner_limits": limits_in_force(),
+            }
+        )  # fmt: skip
+        return
+    for key, value in probe.fingerprint(threads).items():
+        print(f"{key:14} {value}")
+    print()
+    for capability in found:
+        name = " ".join(filter(None, (capability.runtime, capability.version, capability.provider)))
+        print(f"{'yes' if capability.available else 'no':4} {name}{': ' + capability.reason if capability.reason else ''}")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from agent.offline import bench_file
+
+    report = bench_file(
+        options.model, runtime=options.runtime, options={**dict(options.option), "threads": _threads(options.threads)},
+        inputs=options.inputs, launches=options.launches, lock=options.measure_lock,
+    )  # fmt: skip
+    if options.json:
+        _print_json(report)
+    else:
+        print(report["summary"])
+    return 0
+
+
+def _status(options: argparse.Namespace) -> None:
+    from agent.offline import read_status
+
+    status = read_status(options.state)
+    if options.json:
+        _print_json(status)
+        return
+    print(f"device {status['id']}, agent {'running' if status['running'] else 'not running'}")
+    print(f"{len(status['unacknowledged'])} attempts that the controller has not acknowledged")
+    for deployment in status["deployments"]:
+        print(f"{deployment['model']}: generation {deployment['generation']} {deployment['state']} {deployment['reason']}".rstrip())
+        print(f"  {deployment['path'] or deployment['digest']}")
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from agent.offline import roll_back
+
+    for status in roll_back(options.state, options.model):
+        print(f"{status.model}: back to generation {status.generation}: {status.path}")
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    raise NotAvailable(f"edge-agent {options.verb}: not available in this version")
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=1)
+    print()
+
+
+def _threads(asked: int | None) -> int:
+    available = len(os.sched_getaffinity(0))
+    if asked is not None and not 1 <= asked <= 1024:
+        raise UserError(f"--threads {asked}: must be at least 1")
+    return asked or available
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    return key, value
+
+
+def _option(text: str) -> tuple[str, bool | int | float | str]:
+    key, value = _pair(text)
+    if value in ("true", "false"):
+        return key, value == "true"
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-agent", description="Measures and runs models on this device.")
+    parser.add_argument("--version", action="version", version=f"edge-agent {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_run(verbs)
+    probe = _verb(verbs, "probe", _probe, "what this device can do, and why not what it cannot", "edge-agent probe --json")
+    probe.add_argument("--runtimes", type=_names, metavar="NAME,NAME", help="prove only these")
+    probe.add_argument("--threads", type=int, metavar="N")
+    probe.add_argument("--json", action="store_true")
+    bench = _verb(verbs, "bench", _bench, "measure one model, offline", "edge-agent bench model.onnx --threads 1")
+    bench.add_argument("model", type=Path)
+    bench.add_argument("--inputs", type=Path, metavar="PACK.npz", help="tensor pack to feed; default: random values of the model's shapes")
+    bench.add_argument("--runtime", metavar="NAME", help="default: the first that opens the file's format")
+    bench.add_argument("--option", type=_option, action="append", default=[], metavar="KEY=VALUE", help="of the runtime; may be repeated")
+    bench.add_argument("--threads", type=int, metavar="N")
+    bench.add_argument("--launches", type=int, default=10, metavar="N", help="fresh processes to measure in (10)")
+    bench.add_argument("--measure-lock", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    bench.add_argument("--json", action="store_true")
+    status = _verb(verbs, "status", _status, "what this device holds and runs", "edge-agent status --state /var/lib/edgefarm")
+    status.add_argument("--state", type=Path, required=True, metavar="DIR")
+    status.add_argument("--json", action="store_true")
+    rollback = _verb(verbs, "rollback", _rollback, "go back to the model before", "edge-agent rollback detector --state /var/lib/edgefarm")
+    rollback.add_argument("model", nargs="?", help="default: the only one that is deployed")
+    rollback.add_argument("--state", type=Path, required=True, metavar="DIR")
+    for name, text in (("enroll", "register with a controller"), ("pause", "stop measuring for a while")):
+        refused = verbs.add_parser(name, help=f"{text} (not available in this version)")
+        refused.set_defaults(command=_refuse)
+    return parser
+
+
+def _add_run(verbs: Any) -> None:
+    run = _verb(verbs, "run", _run, "serve a controller", "edge-agent run --controller unix:/run/edgefarm.sock --name bench-1 --state DIR")
+    run.add_argument("--config", type=Path, metavar="FILE", help="not available in this version")
+    run.add_argument("--controller", metavar="TARGET", help="unix:/path")
+    run.add_argument("--name", metavar="NAME", help="the device's name in the fleet")
+    run.add_argument("--state", type=Path, default=Path("edge-agent"), metavar="DIR", help="everything that it keeps")
+    run.add_argument("--runtimes", type=_names, metavar="NAME,NAME", help="those it may use; default: all that are installed")
+    run.add_argument("--threads", type=int, metavar="N", help="limit for one model; default: all cores that it may use")
+    run.add_argument("--label", type=_pair, action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
+    run.add_argument("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there; port 0 takes a free one")
+    run.add_argument("--cache-bytes", type=int, default=0, metavar="N", help="quota of the artifact cache; default: half of the free space")
+    run.add_argument("--secret-fd", type=int, metavar="N", help="inherited pipe: a secret in its first line; its end ends the agent")
+    run.add_argument("--measure-lock", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+
+
+def _verb(verbs: Any, name: str, command: Callable[[argparse.Namespace], Any], text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}"
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def script() -> None:
+    """Entry point of `python -m agent.cli`."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    script()

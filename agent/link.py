@@ -1,0 +1,271 @@
+"""The only gRPC user on a device: one stream that it opens and keeps, and the transfer of bytes by digest."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from edgefarm import errors, wire
+from edgefarm.model import AgentBody, ControllerBody, Heartbeat, Hello, Welcome
+from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc, fleet_pb2_grpc
+
+_LOG = logging.getLogger(__name__)
+CHUNK_BYTES = 256 * 1024
+_BACKOFF_S, _BACKOFF_CAP_S = 0.05, 10.0
+_FIRST_HEARTBEAT_NS = 5 * 10**9  # until Welcome says otherwise
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 16 * 2**20),
+    ("grpc.max_send_message_length", 16 * 2**20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A window of a fixed size: left to itself it grows to many MiB on a fast socket and gains nothing.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2**20),
+    ("grpc.enable_retries", 0),  # resuming is ours: at an offset, under a time-out
+    ("grpc.use_local_subchannel_pool", 1),
+]
+# Statuses of Attach after which trying again cannot help. Any other one is a reason to reconnect.
+UNRECOVERABLE: dict[grpc.StatusCode, tuple[type[errors.EdgefarmError], str]] = {
+    grpc.StatusCode.UNAUTHENTICATED: (errors.Denied, "the controller does not accept this device's secret"),
+    grpc.StatusCode.PERMISSION_DENIED: (errors.Denied, "the controller refuses this device"),
+    grpc.StatusCode.FAILED_PRECONDITION: (errors.Busy, "another agent attached under this device's name"),
+    grpc.StatusCode.INVALID_ARGUMENT: (errors.ProtocolError, "the controller does not understand this agent"),
+    grpc.StatusCode.UNIMPLEMENTED: (errors.ProtocolError, "what answers there is no edgefarm controller"),
+}
+_BY_STATUS: dict[grpc.StatusCode, type[errors.EdgefarmError]] = {
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.PERMISSION_DENIED: errors.Denied,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.QuotaExceeded,
+    grpc.StatusCode.DATA_LOSS: errors.DigestMismatch,
+    grpc.StatusCode.INVALID_ARGUMENT: errors.ProtocolError,
+}
+_CLOSED = object()
+
+
+def as_error(status: grpc.RpcError) -> errors.EdgefarmError:
+    """The error of our tree that a gRPC status stands for; `Unreachable` where the peer named none."""
+    if not isinstance(status, grpc.Call):
+        return errors.Unreachable(str(status))
+    code, detail = status.code(), status.details() or str(status.code())
+    for key, value in status.trailing_metadata() or ():
+        if key == "edgefarm-code":
+            return errors.from_code(str(value), detail)
+    return _BY_STATUS.get(code, errors.Unreachable)(detail)
+
+
+class Outgoing:
+    """What goes up one stream: queued bodies, and a heartbeat whenever one is due. Iterated by gRPC's own thread."""
+
+    def __init__(self, hello: Hello, beat: Callable[[], Heartbeat]) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._queue.put(hello)
+        self._beat = beat
+        self._period_s = _FIRST_HEARTBEAT_NS / 1e9
+        self._due = time.monotonic() + self._period_s
+
+    def put(self, body: AgentBody) -> None:
+        """Sends `body` as soon as the stream takes it."""
+        self._queue.put(body)
+
+    def heartbeat_every(self, period_ns: int) -> None:
+        """Sets the period that the controller asked for; the first one is sent at once."""
+        self._period_s = max(0.05, period_ns / 1e9)
+        self._due = time.monotonic() + self._period_s
+        self._queue.put(self._beat())
+
+    def close(self) -> None:
+        """Ends the iteration."""
+        self._queue.put(_CLOSED)
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            try:
+                body = self._queue.get(timeout=max(0.0, self._due - time.monotonic()))
+            except queue.Empty:
+                body, self._due = self._beat(), time.monotonic() + self._period_s
+            if body is _CLOSED:
+                return
+            yield wire.encode_agent(body)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What every call carries: the secret until the first Welcome, the session after it."""
+
+    device: str
+    secret: str = ""
+    session: str = ""
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """As gRPC metadata."""
+        proof = ("edgefarm-session", self.session) if self.session else ("edgefarm-secret", self.secret)
+        return (("edgefarm-device", self.device), proof)
+
+
+class Link:
+    """Keeps one session with the controller, reconnecting with jitter for as long as that may help.
+
+    Args:
+        address: gRPC target, `unix:/path`.
+        credentials: device name and one-use secret.
+        hello: makes the first message of a session, from the state at that moment.
+        receive: takes every message of the controller, Welcome included, in order; it must not block.
+        beat: makes a heartbeat.
+        detached: called when a session has ended.
+    """
+
+    def __init__(
+        self, address: str, credentials: Credentials, *, hello: Callable[[], Hello], receive: Callable[[ControllerBody], None],
+        beat: Callable[[], Heartbeat], detached: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._hello, self._receive, self._beat, self._detached = hello, receive, beat, detached
+        self._credentials = credentials
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]
+        self._lock = threading.Lock()
+        self._outgoing: Outgoing | None = None
+        self._call: Any = None
+        self._stop = threading.Event()
+        self._welcomed = False
+        self.artifacts = Artifacts(self._channel, lambda: self._credentials)
+
+    def run(self) -> None:
+        """Attaches again and again until `stop`. Raises the error of an unrecoverable status."""
+        pause = _BACKOFF_S
+        while not self._stop.is_set():
+            self._welcomed = False
+            try:
+                self._session()
+            except grpc.RpcError as status:
+                if self._stop.is_set():
+                    break
+                self._raise_if_final(status)
+                _LOG.info("not attached: %s", as_error(status))
+            if self._welcomed:
+                self._detached()
+                pause = _BACKOFF_S
+            # Decorrelated jitter: devices that lost their controller together do not come back together.
+            pause = min(_BACKOFF_CAP_S, random.uniform(_BACKOFF_S, pause * 3))
+            self._stop.wait(pause)
+
+    def send(self, body: AgentBody) -> bool:
+        """Queues `body` on the present session; False if there is none (what matters is said again in the next Hello)."""
+        with self._lock:
+            if self._outgoing is None:
+                return False
+            self._outgoing.put(body)
+            return True
+
+    def stop(self) -> None:
+        """Ends the session and `run`."""
+        self._stop.set()
+        with self._lock:
+            if self._call is not None:
+                self._call.cancel()
+        self._channel.close()
+
+    def _session(self) -> None:
+        with self._lock:
+            if self._stop.is_set():
+                return
+            self._outgoing = outgoing = Outgoing(self._hello(), self._beat)
+            self._call = call = self._stub.Attach(iter(outgoing), metadata=self._credentials.metadata())
+        try:
+            for message in call:
+                self._dispatch(message, outgoing)
+        finally:
+            with self._lock:
+                self._outgoing = self._call = None
+            outgoing.close()
+
+    def _dispatch(self, message: Any, outgoing: Outgoing) -> None:
+        try:
+            body = wire.decode_controller(message)
+        except errors.ProtocolError as error:
+            _LOG.warning("message ignored: %s", error)
+            return
+        if body is None:
+            _LOG.warning("message ignored: this version does not know it")
+            return
+        if isinstance(body, Welcome):
+            self._credentials = Credentials(self._credentials.device, session=body.session)
+            self._welcomed = True
+            outgoing.heartbeat_every(body.heartbeat_ns or _FIRST_HEARTBEAT_NS)
+        self._receive(body)
+
+    def _raise_if_final(self, status: grpc.RpcError) -> None:
+        code = status.code() if isinstance(status, grpc.Call) else None
+        if code is None or code not in UNRECOVERABLE:
+            return
+        kind, meaning = UNRECOVERABLE[code]
+        raise kind(f"{self._credentials.device}: {meaning}: {as_error(status)}") from status
+
+
+class Artifacts:
+    """Bytes by digest, from and to the controller. Raises errors of `edgefarm.errors` only."""
+
+    def __init__(self, channel: grpc.Channel, credentials: Callable[[], Credentials]) -> None:
+        self._stub = artifacts_pb2_grpc.ArtifactsStub(channel)  # type: ignore[no-untyped-call]
+        self._credentials = credentials
+
+    def stat(self, digest: str, timeout_s: float) -> tuple[bool, int]:
+        """(whether the controller has it whole, bytes that arrived there)."""
+        try:
+            reply = self._stub.Stat(artifacts_pb2.StatRequest(digest=digest), timeout=timeout_s, metadata=self._credentials().metadata())
+        except grpc.RpcError as status:
+            raise as_error(status) from status
+        return reply.complete, reply.bytes
+
+    def fetch(self, digest: str, offset: int, timeout_s: float) -> Incoming:
+        """The bytes from `offset` on."""
+        request = artifacts_pb2.FetchRequest(digest=digest, offset=offset)
+        return Incoming(self._stub.Fetch(request, timeout=timeout_s, metadata=self._credentials().metadata()))
+
+    def push(self, digest: str, total: int, offset: int, chunks: Iterator[bytes], timeout_s: float) -> tuple[bool, int]:
+        """Sends `chunks`, which start at `offset`; returns what the controller has then."""
+        try:
+            reply = self._stub.Push(_push_chunks(digest, total, offset, chunks), timeout=timeout_s, metadata=self._credentials().metadata())
+        except grpc.RpcError as status:
+            raise as_error(status) from status
+        return reply.complete, reply.bytes
+
+
+class Incoming:
+    """A running fetch: iterate over (chunk, total); total is 0 except in the first one."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        try:
+            for chunk in self._call:
+                yield chunk.data, chunk.total
+        except grpc.RpcError as status:
+            raise as_error(status) from status
+
+    def cancel(self) -> None:
+        """Ends the transfer."""
+        self._call.cancel()
+
+
+def _push_chunks(digest: str, total: int, offset: int, chunks: Iterator[bytes]) -> Iterator[artifacts_pb2.PushChunk]:
+    first = True
+    for data in chunks:
+        if first:
+            yield artifacts_pb2.PushChunk(digest=digest, offset=offset, total=total, data=data)
+        else:
+            yield artifacts_pb2.PushChunk(data=data)
+        first = False
+    if first:
+        yield artifacts_pb2.PushChunk(digest=digest, offset=offset, total=total)

@@ -1,0 +1,165 @@
+"""What is to be told to the controller and must not get lost: attempts with their raw samples, then the end of their order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from agent.cache import Cache
+from agent.journal import Journal, blobs_of
+from agent.transfer import Cancelled, Transfers
+from edgefarm.errors import EdgefarmError, Unreachable
+from edgefarm.model import (
+    AccuracyResult,
+    Ack,
+    AgentBody,
+    Attempt,
+    AttemptId,
+    Failure,
+    FailureKind,
+    LatencyResult,
+    Limits,
+    OrderEnded,
+    Stage,
+)
+
+_LOG = logging.getLogger(__name__)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _TRIES = 0.2, 5.0, 8
+
+
+@dataclass
+class _Unsent:
+    limit_s: float
+    tries: int = 0
+    not_before: float = 0.0
+
+
+class Outbox:
+    """Delivers attempts from the journal: first their blobs, then the attempt; after the last of an order, its OrderEnded.
+
+    `deliver` runs in one thread (the worker's); the other methods may be called from any.
+    """
+
+    def __init__(self, journal: Journal, cache: Cache, transfers: Transfers, send: Callable[[AgentBody], bool]) -> None:
+        self._journal, self._cache, self._transfers, self._send = journal, cache, transfers, send
+        self._lock = threading.Lock()
+        self._unsent: dict[AttemptId, _Unsent] = {}
+        self._ended: dict[str, bool] = {}
+        for attempt in journal.attempts():
+            cache.pin(_owner(attempt), blobs_of(attempt))
+
+    def add(self, attempt: Attempt, limits: Limits) -> None:
+        """Keeps an attempt whose blobs lie in the cache, and has it delivered."""
+        self._cache.pin(_owner(attempt), blobs_of(attempt))
+        self._journal.append(attempt)
+        with self._lock:
+            self._unsent[AttemptId(attempt.order, attempt.index)] = _Unsent(limits.transfer_ns / 1e9)
+
+    def end(self, order: str, cancelled: bool) -> None:
+        """Has OrderEnded sent once every attempt of the order was sent."""
+        with self._lock:
+            self._ended[order] = cancelled
+
+    def ending(self) -> tuple[str, ...]:
+        """Orders whose OrderEnded was not sent yet."""
+        with self._lock:
+            return tuple(self._ended)
+
+    def attached(self) -> None:
+        """A new session: everything that is not acknowledged is due again."""
+        fresh = Limits().transfer_ns / 1e9
+        with self._lock:
+            for attempt in self._journal.attempts():
+                identity = AttemptId(attempt.order, attempt.index)
+                self._unsent[identity] = _Unsent(self._unsent[identity].limit_s if identity in self._unsent else fresh)
+
+    def acknowledge(self, ack: Ack) -> None:
+        """The controller has it: forget it, and let its blobs go."""
+        identity = AttemptId(ack.order, ack.index)
+        with self._lock:
+            self._unsent.pop(identity, None)
+        self._journal.acknowledge(identity)
+        self._cache.unpin(f"attempt {ack.order} {ack.index}")
+
+    def deliver(self, stopped: Callable[[], bool]) -> float | None:
+        """Sends what is due; returns the seconds until something else is, or None (nothing, or no session)."""
+        if not self._transfers.attached.is_set():
+            return None
+        now = time.monotonic()
+        with self._lock:
+            due = [i for i, u in self._unsent.items() if u.not_before <= now]
+        for identity in due:
+            if stopped():
+                return None
+            self._deliver(identity, stopped)
+        self._send_ends()
+        with self._lock:
+            waits = [u.not_before for u in self._unsent.values()]
+        return max(0.0, min(waits) - time.monotonic()) if waits else None
+
+    def _deliver(self, identity: AttemptId, stopped: Callable[[], bool]) -> None:
+        attempt = self._journal.get(identity)
+        with self._lock:
+            unsent = self._unsent.get(identity)
+        if unsent is None:
+            return
+        if attempt is None:
+            self._sent(identity, unsent)
+            return
+        try:
+            for digest in blobs_of(attempt):
+                self._transfers.push(digest, unsent.limit_s, stopped)
+        except Cancelled:
+            return
+        except Unreachable as error:
+            if unsent.tries < _TRIES:
+                self._postpone(unsent)
+                return
+            attempt = self._without_blobs(attempt, str(error))
+        except (EdgefarmError, OSError) as error:
+            attempt = self._without_blobs(attempt, str(error))
+        if self._send(attempt):
+            self._sent(identity, unsent)
+        else:
+            self._postpone(unsent)
+
+    def _sent(self, identity: AttemptId, unsent: _Unsent) -> None:
+        with self._lock:  # a new session may have made it due again meanwhile: then it is another object, and stays
+            if self._unsent.get(identity) is unsent:
+                del self._unsent[identity]
+
+    def _postpone(self, unsent: _Unsent) -> None:
+        """Later; a new session makes it due at once and starts the count again."""
+        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**unsent.tries)
+        unsent.tries += 1
+        unsent.not_before = time.monotonic() + pause
+
+    def _without_blobs(self, attempt: Attempt, reason: str) -> Attempt:
+        """What is still true of an attempt whose raw samples or outputs cannot be stored."""
+        outcome = attempt.outcome
+        if isinstance(outcome, LatencyResult):
+            _LOG.warning("order %s launch %d: raw samples not stored: %s", attempt.order, attempt.index, reason)
+            reduced = replace(attempt, outcome=replace(outcome, samples=""))
+        elif isinstance(outcome, AccuracyResult):
+            failure = Failure(FailureKind.TRANSFER, f"the outputs could not be sent: {reason}", Stage.TRANSFER)
+            reduced = replace(attempt, outcome=failure)
+        else:
+            return attempt
+        self._journal.append(reduced)
+        return reduced
+
+    def _send_ends(self) -> None:
+        with self._lock:
+            held = {i.order for i in self._unsent}
+            ready = [(order, cancelled) for order, cancelled in self._ended.items() if order not in held]
+        for order, cancelled in ready:
+            if self._send(OrderEnded(order, cancelled)):
+                with self._lock:
+                    self._ended.pop(order, None)
+
+
+def _owner(attempt: Attempt) -> str:
+    return f"attempt {attempt.order} {attempt.index}"

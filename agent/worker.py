@@ -1,0 +1,319 @@
+"""What the agent does now: one order at a time, launch by launch; deployments in between; nothing else while it measures."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from agent.activation import Activation
+from agent.bench import Measured
+from agent.cache import Cache
+from agent.heap import give_back
+from agent.journal import Journal
+from agent.metrics import Counters
+from agent.outbox import Outbox
+from agent.transfer import Cancelled, TimedOut, Transfers
+from edgefarm.errors import EdgefarmError
+from edgefarm.model import (
+    AccuracyResult,
+    AccuracyWork,
+    Attempt,
+    AttemptId,
+    Conditions,
+    Contender,
+    Deployment,
+    Failure,
+    FailureKind,
+    LatencyResult,
+    LatencyWork,
+    Order,
+    Outcome,
+    Stage,
+)
+
+_LOG = logging.getLogger(__name__)
+_REMEMBERED = 4096  # launches done here, so that an order that crosses an Ack on the wire is not run twice
+_IN_A_ROW = 2  # launches that failed as a whole, after which the rest of an order is not tried
+
+
+class Bench(Protocol):
+    """How to measure: takes the host's measure lock, uses fresh runners, raises Cancelled once `cancelled()` is true."""
+
+    def measure(
+        self, order: Order, index: int, models: Mapping[str, Path], inputs: Sequence[Path], cancelled: Callable[[], bool]
+    ) -> Measured:
+        """One launch (or the pass) of an order. `models`: contender key -> main file; `inputs`: its shard, or its shards in order."""
+        ...
+
+
+class Job:
+    """An order with the launches that are still to do."""
+
+    def __init__(self, order: Order, indices: Sequence[int]) -> None:
+        self.order = order
+        self.left = deque(indices)
+        self.cancelled = threading.Event()
+        self.models: dict[str, Path] | None = None
+        self.failures_in_a_row = 0
+        self.owner = f"order {order.id}"  # of its pins in the cache
+
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        """The candidates that it measures."""
+        work = self.order.work
+        return work.contenders if isinstance(work, LatencyWork) else (work.contender,)
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Digests of the inputs that it feeds, in order."""
+        work = self.order.work
+        return work.shards if isinstance(work, AccuracyWork) else (work.inputs,)
+
+    def wanted(self) -> dict[str, int | None]:
+        """Digest -> bytes (None where the order doesn't say) of everything that it needs."""
+        files = {f.digest: f.bytes for c in self.contenders for f in c.candidate.artifact.files}
+        return {**files, **dict.fromkeys(self.shards)}
+
+
+class Worker:
+    """Runs orders and deployments in one thread, and fetches ahead for the next order in another.
+
+    Args:
+        device: this device's name.
+        scratch: an empty folder on the cache's file system.
+    """
+
+    def __init__(
+        self, device: str, bench: Bench, cache: Cache, transfers: Transfers, journal: Journal, outbox: Outbox, activation: Activation,
+        scratch: Path, counters: Counters,
+    ) -> None:  # fmt: skip
+        self._device, self._bench, self._cache, self._transfers = device, bench, cache, transfers
+        self._journal, self._outbox, self._activation, self._scratch, self._counters = journal, outbox, activation, scratch, counters
+        self._changed = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        self._deployments: deque[Deployment] = deque()
+        self._done: deque[AttemptId] = deque(maxlen=_REMEMBERED)
+        for attempt in journal.attempts():
+            self._remember(attempt)
+        self._draining = self._stopped = self._woken = False
+        self._threads = [threading.Thread(target=t, name=t.__name__, daemon=True) for t in (self.run, self.run_ahead)]
+
+    def start(self) -> None:
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float = 3.0) -> None:
+        """Kills what runs, and ends. What was not finished is not in the journal, and will be ordered again."""
+        with self._changed:
+            self._stopped = True
+            for job in self._jobs:
+                job.cancelled.set()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout_s)
+
+    def wake(self) -> None:
+        """Something changed outside (a session, an acknowledgement): look again."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def order(self, order: Order) -> None:
+        """Takes an order, once; launches that are done already are not run again."""
+        waiting = {a.index for a in self._journal.attempts() if a.order == order.id}
+        done = waiting | {i.index for i in tuple(self._done) if i.order == order.id}
+        indices = order.work.launches if isinstance(order.work, LatencyWork) else (0,)
+        with self._changed:
+            if self._stopped or any(job.order.id == order.id for job in self._jobs):
+                return
+            if self._draining:
+                self._outbox.end(order.id, cancelled=True)
+            else:
+                job = Job(order, [i for i in dict.fromkeys(indices) if i not in done])
+                self._jobs.append(job)
+                self._cache.pin(job.owner, job.wanted())
+            self._woken = True
+            self._changed.notify_all()
+
+    def cancel(self, order: str) -> None:
+        """Gives an order up, now."""
+        with self._changed:
+            for job in self._jobs:
+                if job.order.id == order:
+                    job.cancelled.set()
+            self._woken = True
+            self._changed.notify_all()
+
+    def deploy(self, deployment: Deployment) -> None:
+        """Takes a deployment, once."""
+        with self._changed:
+            if all(d.id != deployment.id for d in self._deployments):
+                self._deployments.append(deployment)
+            self._woken = True
+            self._changed.notify_all()
+
+    def attached(self) -> None:
+        """A new session: a drain is over unless the controller repeats it, and what it has not acknowledged is sent again."""
+        with self._changed:
+            self._draining = False
+        self._outbox.attached()
+        self.wake()
+
+    def drain(self) -> None:
+        """Finishes the running order and takes no other; those that were not begun are given back."""
+        with self._changed:
+            self._draining = True
+            for job in list(self._jobs)[1:]:
+                job.cancelled.set()
+            self._woken = True
+            self._changed.notify_all()
+
+    def open_orders(self) -> tuple[str, ...]:
+        """Orders that this agent holds, the running one first."""
+        with self._changed:
+            held = [job.order.id for job in self._jobs]
+        return tuple(dict.fromkeys([*held, *self._outbox.ending()]))
+
+    def running(self) -> str:
+        """The order that is being worked on, or ''."""
+        with self._changed:
+            return self._jobs[0].order.id if self._jobs else ""
+
+    def run(self) -> None:
+        """The worker thread."""
+        while not self._stopped:
+            wait_s = self._outbox.deliver(self._is_stopped)
+            self._activation.report_changes()
+            if self._activation.step(self._next_deployment(), self._is_stopped) or self._step():
+                continue
+            with self._changed:
+                if not (self._woken or self._stopped):
+                    self._changed.wait(wait_s)
+                self._woken = False
+
+    def run_ahead(self) -> None:
+        """The thread that fetches for the next order; what goes wrong here is met again, and reported, when its turn comes."""
+        fetched: Job | None = None
+        while True:
+            with self._changed:
+                while not self._stopped and (len(self._jobs) < 2 or self._jobs[1] is fetched):
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                fetched = job = self._jobs[1]
+            try:
+                self._fetch(job)
+            except (Cancelled, EdgefarmError, OSError, ValueError) as error:
+                _LOG.info("order %s: nothing fetched ahead: %s", job.order.id, error)
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
+
+    def _next_deployment(self) -> Deployment | None:
+        with self._changed:
+            return self._deployments.popleft() if self._deployments else None
+
+    def _step(self) -> bool:
+        """One launch of the running order (or its end); False if there is none."""
+        with self._changed:
+            job = next((j for j in self._jobs if j.cancelled.is_set()), self._jobs[0] if self._jobs else None)
+        if job is None:
+            return False
+        if not job.left or job.cancelled.is_set():
+            self._end(job)
+            return True
+        try:
+            if job.models is None:
+                job.models = self._prepare(job)
+            self._launch(job)
+        except Cancelled:
+            if self._stopped:
+                return False
+            job.cancelled.set()
+        except (EdgefarmError, OSError, ValueError) as error:
+            if self._stopped:  # the end of the agent is no failure of the order
+                return False
+            kind = FailureKind.TIMEOUT if isinstance(error, TimedOut) else FailureKind.TRANSFER
+            self._give_up(job, Failure(kind, str(error), Stage.TRANSFER))
+        return True
+
+    def _fetch(self, job: Job) -> None:
+        limit_s = job.order.limits.transfer_ns / 1e9
+        started = time.monotonic()
+        for digest, size in job.wanted().items():
+            self._transfers.fetch(digest, size, max(0.001, limit_s - (time.monotonic() - started)), job.cancelled.is_set)
+
+    def _prepare(self, job: Job) -> dict[str, Path]:
+        self._fetch(job)
+        folder = self._scratch / "order"
+        shutil.rmtree(folder, ignore_errors=True)
+        return {c.key: self._cache.materialise(c.candidate.artifact, folder / str(i)) for i, c in enumerate(job.contenders)}
+
+    def _launch(self, job: Job) -> None:
+        index, started_ms, started = job.left[0], time.time_ns() // 10**6, time.monotonic_ns()
+        try:
+            measured = self._bench.measure(job.order, index, job.models or {}, self._inputs(job), job.cancelled.is_set)
+            duration_ns = time.monotonic_ns() - started
+            outcome = self._keep(measured)
+        except (Cancelled, OSError, EdgefarmError):
+            raise
+        except Exception as error:  # a bug of the measuring half must not end the agent: it is this attempt's failure
+            _LOG.exception("order %s launch %d", job.order.id, index)
+            outcome, duration_ns = Failure(FailureKind.CRASH, f"the agent failed to measure: {error!r}", Stage.RUN), 0
+            measured = Measured(outcome, Conditions())
+        self._record(job, Attempt(job.order.id, index, self._device, started_ms, duration_ns, outcome, measured.conditions))
+        job.left.popleft()
+        failure = outcome if isinstance(outcome, Failure) else None
+        job.failures_in_a_row = job.failures_in_a_row + 1 if failure else 0
+        if failure is not None and job.left and job.failures_in_a_row >= _IN_A_ROW:
+            self._give_up(job, replace(failure, detail=f"not tried, since launch {index} failed: {failure.detail}"))
+
+    def _inputs(self, job: Job) -> list[Path]:
+        """The pinned shards; one that was damaged since is fetched again."""
+        limit_s = job.order.limits.transfer_ns / 1e9
+        return [self._transfers.fetch(digest, None, limit_s, job.cancelled.is_set) for digest in job.shards]
+
+    def _keep(self, measured: Measured) -> Outcome:
+        """Moves the blobs into the cache and their digests into the outcome. Raises OSError, QuotaExceeded."""
+        digests = {role: self._cache.put_file(path) for role, path in measured.blobs.items()}
+        outcome = measured.outcome
+        if isinstance(outcome, LatencyResult):
+            return replace(outcome, samples=digests.get("samples", ""))
+        if isinstance(outcome, AccuracyResult):
+            return replace(outcome, outputs=digests.get("outputs", ""), golden=digests.get("golden", ""))
+        return outcome
+
+    def _record(self, job: Job, attempt: Attempt) -> None:
+        self._counters.add_trial(attempt.outcome.kind.value if isinstance(attempt.outcome, Failure) else "ok")
+        self._remember(attempt)
+        self._outbox.add(attempt, job.order.limits)
+
+    def _remember(self, attempt: Attempt) -> None:
+        if not isinstance(attempt.outcome, Failure):  # a failure may be ordered again, on purpose
+            self._done.append(AttemptId(attempt.order, attempt.index))
+
+    def _give_up(self, job: Job, failure: Failure) -> None:
+        """Answers every launch that is left with the same failure, so that the controller waits for none."""
+        _LOG.warning("order %s: %s: %s", job.order.id, failure.kind.value, failure.detail)
+        for index in job.left:
+            self._record(job, Attempt(job.order.id, index, self._device, time.time_ns() // 10**6, 0, failure))
+        job.left.clear()
+
+    def _end(self, job: Job) -> None:
+        if job.models is not None:
+            shutil.rmtree(self._scratch / "order", ignore_errors=True)
+        self._outbox.end(job.order.id, cancelled=bool(job.left))
+        with self._changed:
+            self._jobs.remove(job)
+            self._cache.unpin(job.owner)
+            self._changed.notify_all()
+        give_back()

@@ -1,0 +1,174 @@
+"""The `Artifacts` service: bytes by digest, in chunks. Files are read and written in threads, some MiB at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from functools import partial
+from io import FileIO
+from typing import Any
+
+import grpc
+
+from controller.artifacts import ArtifactWriter
+from controller.farm import Farm
+from controller.servicers.errors import Context, authenticated, in_thread, translated
+from edgefarm.digest import check_digest
+from edgefarm.errors import ProtocolError, QuotaExceeded, StorageError
+from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc
+
+# The protocol allows 256 KiB. From 128 KiB on, glibc maps and unmaps memory for every buffer, which halves the throughput.
+CHUNK_BYTES = 120 * 1024
+_BATCH = 16  # chunks per visit to the disk: a thread that takes the interpreter's lock for each would hold up the sender
+
+
+class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
+    """Serves the artifact store to devices, each within its rights."""
+
+    def __init__(self, farm: Farm, threads: Executor) -> None:
+        self._farm, self._threads = farm, threads
+        self._pushing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def Stat(self, request: Any, context: Context) -> Any:
+        """Whether a content is there, whole, or how much of it has arrived."""
+        peer = await authenticated(context, self._farm.doorkeeper)
+        async with translated(context):
+            _check(request.digest)
+            return await in_thread(self._threads, self._stat, peer.device, request.digest)
+
+    def _stat(self, device: str, digest: str) -> artifacts_pb2.StatReply:
+        self._farm.check_stat(device)
+        if self._farm.artifacts.has(digest):
+            return artifacts_pb2.StatReply(complete=True, bytes=self._farm.artifacts.size(digest))
+        return artifacts_pb2.StatReply(complete=False, bytes=self._farm.artifacts.arrived(digest))
+
+    async def Fetch(self, request: Any, context: Context) -> None:
+        """Sends a content from an offset on; the next batch is read, into the other buffer, while one is sent."""
+        peer = await authenticated(context, self._farm.doorkeeper)
+        async with translated(context):
+            _check(request.digest)
+            stream, total = await in_thread(self._threads, self._open, peer.device, request.digest, request.offset)
+            buffers = [bytearray(min(_BATCH * CHUNK_BYTES, total - request.offset)) for _ in range(2)]
+            reading = asyncio.ensure_future(in_thread(self._threads, _read, stream, buffers[0]))
+            try:
+                if total == request.offset:
+                    await context.write(artifacts_pb2.Chunk(total=total))
+                announced = total  # in the first chunk only
+                while count := await reading:
+                    batch = memoryview(buffers[0])[:count]
+                    buffers.reverse()
+                    reading = asyncio.ensure_future(in_thread(self._threads, _read, stream, buffers[0]))
+                    for start in range(0, count, CHUNK_BYTES):
+                        data = bytes(batch[start : start + CHUNK_BYTES])
+                        await context.write(artifacts_pb2.Chunk(data=data, total=announced))
+                        announced = 0
+            finally:
+                # The thread that reads ahead may still use the stream: close it after that.
+                reading.add_done_callback(partial(_close, stream))
+
+    def _open(self, device: str, digest: str, offset: int) -> tuple[FileIO, int]:
+        self._farm.check_fetch(device, digest)
+        return self._farm.artifacts.open(digest, offset), self._farm.artifacts.size(digest)
+
+    async def Push(self, _: Any, context: Context) -> Any:
+        """Takes a content from an offset on. A wrong offset is answered with the right one; a broken push keeps what arrived."""
+        peer = await authenticated(context, self._farm.doorkeeper)
+        async with translated(context):
+            first = await context.read()
+            if first is grpc.aio.EOF:
+                raise ProtocolError("an empty push")
+            _check(first.digest)
+            # One push of a digest at a time, and the others wait here rather than in a thread.
+            async with self._pushing[first.digest]:
+                push = await in_thread(self._threads, _Push, self._farm, peer.device, first)
+                try:
+                    await self._receive(push, first, context)
+                    return await in_thread(self._threads, push.reply)
+                finally:
+                    self._threads.submit(push.close)
+
+    async def _receive(self, push: _Push, first: Any, context: Context) -> None:
+        batch, message = [], first
+        while message is not grpc.aio.EOF and push.wants(first):
+            batch.append(message.data)
+            if len(batch) == _BATCH:
+                await in_thread(self._threads, push.write, batch)
+                batch = []
+            message = await context.read()
+        await in_thread(self._threads, push.write, batch)
+        await in_thread(self._threads, push.finish)
+
+
+class _Push:
+    """One push on its way. The bytes that are still to come are taken of the device's quota at once, the unused given back."""
+
+    def __init__(self, farm: Farm, device: str, first: Any) -> None:
+        self._farm, self._device, self._total = farm, device, first.total
+        self._held = ExitStack()
+        self._reserved = 0
+        try:
+            farm.check_stat(device)
+            self._writer: ArtifactWriter = self._held.enter_context(farm.artifacts.writer(first.digest))
+            if self._writer.complete:
+                return
+            if first.offset == 0 or self._writer.offset > first.total:
+                self._writer.restart()
+            if self._writer.offset == first.offset:
+                self._reserve(first.total - first.offset)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _reserve(self, count: int) -> None:
+        self._farm.take_quota(self._device, count)
+        self._reserved = count
+
+    def wants(self, first: Any) -> bool:
+        """Whether bytes from the offset that was said can be used."""
+        return not self._writer.complete and (self._reserved > 0 or first.total == first.offset)
+
+    def write(self, chunks: list[bytes]) -> None:
+        """Appends. Raises QuotaExceeded on more bytes than were announced."""
+        for chunk in chunks:
+            if len(chunk) > self._reserved:
+                raise QuotaExceeded(f"device {self._device!r}: more than the {self._total} bytes that it announced")
+            self._writer.write(chunk)
+            self._reserved -= len(chunk)
+
+    def finish(self) -> None:
+        """Verifies and publishes, if all is there. Raises DigestMismatch."""
+        if not self._writer.complete and self._writer.offset == self._total:
+            self._writer.commit()
+
+    def reply(self) -> artifacts_pb2.StatReply:
+        """What is there now."""
+        count = self._total if self._writer.complete else self._writer.offset
+        return artifacts_pb2.StatReply(complete=self._writer.complete, bytes=count)
+
+    def close(self) -> None:
+        """Lets others write; what did not come counts no more."""
+        self._held.close()
+        if self._reserved:
+            self._farm.take_quota(self._device, -self._reserved)
+
+
+def _read(stream: FileIO, buffer: bytearray) -> int:
+    try:
+        return stream.readinto(buffer)
+    except OSError as error:
+        raise StorageError(f"artifacts {stream.name!s}: {error.strerror}: check the disk") from error
+
+
+def _close(stream: FileIO, reading: asyncio.Future[int]) -> None:
+    if not reading.cancelled():
+        reading.exception()  # seen: nobody waits for this batch any more
+    stream.close()
+
+
+def _check(digest: str) -> None:
+    try:
+        check_digest(digest)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error

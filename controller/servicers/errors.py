@@ -1,0 +1,61 @@
+"""From errors to gRPC statuses, and from a call's metadata to who calls. All calls that may wait run in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from controller.sessions import Doorkeeper, Peer
+from edgefarm.errors import GRPC_STATUS, Denied, EdgefarmError
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+Context = Any  # grpc.aio.ServicerContext
+
+
+async def abort(context: Context, error: EdgefarmError) -> NoReturn:
+    """Ends a call with the status that `error` stands for; its code travels as trailing metadata."""
+    status = grpc.StatusCode[GRPC_STATUS.get(error.code, "UNKNOWN")]
+    await context.abort(status, str(error), trailing_metadata=(("edgefarm-code", error.code),))
+    raise AssertionError("abort returned")
+
+
+@contextlib.asynccontextmanager
+async def translated(context: Context) -> AsyncIterator[None]:
+    """Aborts the call for every error of the block; a bug of ours is logged, and told without its details."""
+    try:
+        yield
+    except EdgefarmError as error:
+        await abort(context, error)
+    except (asyncio.CancelledError, grpc.aio.AbortError):
+        raise
+    except Exception:
+        _LOG.exception("a call failed")
+        await context.abort(grpc.StatusCode.INTERNAL, "the controller failed; its log says why")
+
+
+def peer_of(context: Context) -> Peer:
+    """Who calls, as its metadata says; nothing is checked."""
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return Peer(metadata.get("edgefarm-device", ""), metadata.get("edgefarm-secret", ""), metadata.get("edgefarm-session", ""))
+
+
+async def authenticated(context: Context, doorkeeper: Doorkeeper) -> Peer:
+    """Who calls; aborts with UNAUTHENTICATED unless it can prove it."""
+    peer = peer_of(context)
+    try:
+        doorkeeper.check(peer)
+    except Denied as error:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error), trailing_metadata=(("edgefarm-code", error.code),))
+    return peer
+
+
+async def in_thread(threads: Executor, call: Callable[..., T], *arguments: Any) -> T:
+    """Runs what may wait (a lock, the database, a disk) without holding up the loop."""
+    return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)

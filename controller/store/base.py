@@ -1,0 +1,160 @@
+"""`Store`: what the controller keeps. One contract test suite runs over every implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgefarm.model import Attempt, Deployment, DeploymentStatus, Device, Order, OrderState, Run
+
+
+@dataclass(frozen=True)
+class QueueEntry:
+    """An order that has not ended, without its work.
+
+    Attributes:
+        sent_to: the device that holds it, empty while queued.
+        touched: an attempt arrived since it was sent last.
+        losses: how often its device's process was lost while working on it.
+        sequence: grows with submission.
+    """
+
+    id: str
+    run: str
+    device: str
+    device_class: str
+    state: OrderState
+    sent_to: str
+    touched: bool
+    losses: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class StoredOrder:
+    """An order as it stands; `done` holds the indices of the attempts that count."""
+
+    order: Order
+    state: OrderState
+    sent_to: str
+    done: frozenset[int]
+
+
+@dataclass(frozen=True)
+class OrderChange:
+    """An order of a run, as of its last change."""
+
+    order: Order
+    state: OrderState
+    sent_to: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changed in a run's orders after some revision: orders (by submission) and new attempts."""
+
+    revision: int
+    orders: tuple[OrderChange, ...]
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True)
+class StoredDeployment:
+    """A deployment as it stands.
+
+    Attributes:
+        deployment: None where another controller made it and only the device told of it.
+        committed: whether it was so at some time.
+        undoes: the id of the deployment that this one rolls back.
+    """
+
+    status: DeploymentStatus
+    deployment: Deployment | None
+    candidate_key: str
+    committed: bool
+    undoes: str = ""
+
+
+class Store(Protocol):
+    """Durable state. Every call is one transaction; all are safe from any thread. All raise StorageError."""
+
+    def close(self) -> None:
+        """Releases the database."""
+        ...
+
+    def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str], now_unix_ms: int) -> Run:
+        """The campaign's newest run if its spec is the same, else a new one."""
+        ...
+
+    def update_run(self, run: Run) -> None:
+        """Replaces a run. Raises NotFound."""
+        ...
+
+    def runs(self, campaign: str = "") -> list[Run]:
+        """Runs (of a campaign), oldest first."""
+        ...
+
+    def save_device(self, device: Device, last_seen_unix_ms: int) -> None:
+        """Adds or replaces a device by name."""
+        ...
+
+    def devices(self) -> list[tuple[Device, int]]:
+        """Devices and when they were seen last (UTC ms), by name."""
+        ...
+
+    def add_orders(self, orders: Sequence[Order]) -> None:
+        """Queues orders; known ids stay as they are. Raises NotFound for an unknown run (then nothing is queued)."""
+        ...
+
+    def queue(self) -> list[QueueEntry]:
+        """Orders that have not ended, by submission."""
+        ...
+
+    def order(self, order_id: str) -> StoredOrder | None:
+        """One order."""
+        ...
+
+    def mark(self, order_id: str, state: OrderState, sent_to: str = "", *, from_states: Collection[OrderState]) -> bool:
+        """Moves an order to `state` if it is in one of `from_states`; says whether it was. Moving to SENT makes it untouched."""
+        ...
+
+    def add_loss(self, order_id: str) -> int:
+        """Counts a loss; returns the new count."""
+        ...
+
+    def add_attempt(self, attempt: Attempt, state: OrderState | None = None) -> bool:
+        """Stores an attempt once, and moves its order to `state` in the same transaction; False if it was there. Raises NotFound."""
+        ...
+
+    def retry(self, run: str) -> list[str]:
+        """Sets failed attempts of ended orders aside, queues those orders again with no losses; returns their ids."""
+        ...
+
+    def revision(self, run: str) -> int:
+        """Grows with every change of a run's orders or attempts. Raises NotFound."""
+        ...
+
+    def changes(self, run: str, since: int) -> Changes:
+        """What changed after revision `since` (-1: everything). Raises NotFound."""
+        ...
+
+    def add_deployment(self, deployment: Deployment, status: DeploymentStatus, undoes: str = "") -> None:
+        """Adds a deployment; earlier ones of (device, model) still underway become superseded. Raises UserError on a taken generation."""
+        ...
+
+    def save_status(self, status: DeploymentStatus) -> None:
+        """Stores what a device says; adopts an unknown deployment. When committed, the one before is superseded (or rolled back)."""
+        ...
+
+    def history(self, device: str, model: str = "") -> list[StoredDeployment]:
+        """Deployments of a device (of one model), by model, oldest generation first."""
+        ...
+
+    def newest_deployments(self, device: str = "", model: str = "") -> list[StoredDeployment]:
+        """The newest of every (device, model), by device and model."""
+        ...
+
+    def statuses(self, ids: Collection[str]) -> list[DeploymentStatus]:
+        """Statuses of some deployments, in the order of their generation."""
+        ...

@@ -1,0 +1,288 @@
+"""The whole agent as a process, measuring a real model for a controller over a real socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from edgefarm.digest import digest_file
+from edgefarm.model import (
+    AccuracyResult,
+    AccuracyWork,
+    Artifact,
+    Attempt,
+    AttemptId,
+    Candidate,
+    Contender,
+    Deployment,
+    DeploymentState,
+    DeploymentStatus,
+    FileEntry,
+    Golden,
+    Heartbeat,
+    Hello,
+    LatencyResult,
+    LatencyWork,
+    MemoryResult,
+    MemoryWork,
+    Order,
+    OrderEnded,
+    Probed,
+    Scenario,
+)
+from edgefarm.tensors import pack
+from tests.fakes.controller import FakeController
+from tests.integration.agent_process import AgentProcess
+
+MODEL = Path(__file__).parents[2] / "agent" / "runtimes" / "probe.onnx"  # x: float32[2, 2] -> y = x @ x + 1
+DIGEST, SIZE = digest_file(MODEL), MODEL.stat().st_size
+CANDIDATE = Candidate(Artifact(DIGEST, SIZE, "onnx", (FileEntry("net.onnx", DIGEST, SIZE),)), "onnxruntime", {"threads": 1})
+CONTENDER = Contender(CANDIDATE.key, CANDIDATE)
+X = np.arange(4, dtype=np.float32).reshape(2, 2)
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[FakeController]:
+    with FakeController(tmp_path) as made:
+        made.put(MODEL.read_bytes())
+        made.put(pack({"x": [X, X + 1]}))
+        yield made
+
+
+def inputs(farm: FakeController) -> str:
+    return next(d for d in farm.blobs if d != DIGEST)
+
+
+def latency(farm: FakeController, order: str, launches: int, burst_ns: int = 1_000_000) -> Order:
+    work = LatencyWork((CONTENDER,), Scenario(), inputs(farm), tuple(range(launches)), bursts=2, burst_ns=burst_ns, warmup_ns=1_000_000)
+    return Order(order, "run", "net", "class", work)
+
+
+def golden_of(farm: FakeController, wrong: bool = False) -> Golden:
+    return Golden(farm.put(pack({"input:x": [X], "output:y": [X @ X + 1 + wrong]})), 1e-3, 1e-3)
+
+
+def test_measures_and_activates(farm: FakeController, tmp_path: Path) -> None:
+    with AgentProcess(farm.address, tmp_path / "dev", "--label", "room=lab") as agent:
+        (hello,) = farm.wait(Hello)
+        assert (hello.device.name, hello.device.threads, hello.device.labels["room"]) == ("dev", 1, "lab")
+        device = farm.wait(Probed)[0].device
+        assert device.can_run("onnxruntime", "CPUExecutionProvider")
+        assert device.id == hello.device.id
+        farm.send(latency(farm, "l", 2))
+        farm.send(Order("m", "run", "net", "class", MemoryWork(CONTENDER, inputs(farm), 2)))
+        farm.send(Order("a", "run", "net", "class", AccuracyWork(CONTENDER, (inputs(farm),))))
+        farm.wait(OrderEnded, 3)
+        outcomes = {(a.order, a.index): a.outcome for a in farm.of(Attempt)}
+        assert {k: type(o) for k, o in outcomes.items()} == {
+            ("l", 0): LatencyResult, ("l", 1): LatencyResult, ("m", 0): MemoryResult, ("a", 0): AccuracyResult,
+        }  # fmt: skip
+        accuracy = outcomes["a", 0]
+        assert isinstance(accuracy, AccuracyResult)
+        assert {accuracy.outputs, accuracy.golden} <= set(farm.blobs)
+        golden = Golden(accuracy.golden, 1e-3, 1e-3)
+        farm.send(Deployment("d1", "dev", "net", 1, "v", CANDIDATE, golden=golden))
+        committed = farm.wait(DeploymentStatus, matching=lambda s: s.state is DeploymentState.COMMITTED)[0]
+        assert Path(committed.path).read_bytes() == MODEL.read_bytes()
+        farm.send(Deployment("d2", "dev", "net", 2, "v", CANDIDATE, golden=golden_of(farm, wrong=True)))
+        failed = farm.wait(DeploymentStatus, matching=lambda s: s.state is DeploymentState.FAILED)[0]
+        assert failed.reason.startswith("numeric")
+        assert Path(committed.path).read_bytes() == MODEL.read_bytes()
+        farm.wait(Heartbeat, 3)
+        assert agent.terminate() == 0
+    assert list((tmp_path / "dev" / "journal").iterdir()) == []
+    assert list((tmp_path / "dev" / "scratch").iterdir()) == []
+
+
+def test_the_idle_supervisor_has_neither_numpy_nor_a_runtime(farm: FakeController, tmp_path: Path) -> None:
+    with AgentProcess(farm.address, tmp_path / "dev") as agent:
+        farm.wait(Probed)
+        maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
+        assert "cygrpc" in maps
+        assert "numpy" not in maps
+        assert "onnxruntime" not in maps
+        assert agent.terminate() == 0
+    code = "import sys, agent.cli, agent.supervisor, agent.offline; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
+    heavy = ["numpy", "onnxruntime", "onnx", "torch", "pydantic", "typer", "sqlalchemy", "prometheus_client", "controller", "optimizer"]
+    seen = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, timeout=60)
+    assert seen.stdout.strip() == "[]", seen.stderr
+
+
+def test_killed_in_the_middle_of_a_round_it_loses_nothing_and_repeats_nothing(farm: FakeController, tmp_path: Path) -> None:
+    farm.acknowledge = False
+    with AgentProcess(farm.address, tmp_path / "dev") as agent:
+        farm.wait(Probed)
+        farm.send(latency(farm, "o", 40, burst_ns=20_000_000))
+        farm.wait(Attempt, 2)
+        children = psutil.Process(agent.process.pid).children(recursive=True)
+        agent.process.send_signal(signal.SIGKILL)
+        agent.wait()
+    assert not psutil.wait_procs(children, timeout=20)[1]  # no runner is left behind
+    before = {(a.order, a.index) for a in farm.of(Attempt)}
+    farm.acknowledge = True
+    with AgentProcess(farm.address, tmp_path / "dev", secret="5ec4e7") as again:
+        hello = farm.wait(Hello, 2)[1]
+        held = {(a.order, a.index) for a in hello.unacknowledged}
+        assert before <= held
+        assert hello.device.id == farm.of(Hello)[0].device.id
+        assert hello.instance != farm.of(Hello)[0].instance
+        assert hello.probed
+        farm.received.clear()
+        last = len(held) + 1
+        farm.send(latency(farm, "o", last + 1, burst_ns=1_000_000))
+        farm.wait(OrderEnded)
+        indices = [a.index for a in farm.of(Attempt)]
+        assert sorted(indices) == list(range(last + 1))
+        assert AttemptId("o", last) not in hello.unacknowledged
+        assert again.terminate() == 0
+
+
+@pytest.mark.parametrize("how", ["terminate", "parent"])
+def test_it_stops_at_once_and_takes_its_runner_with_it(farm: FakeController, tmp_path: Path, how: str) -> None:
+    with AgentProcess(farm.address, tmp_path / "dev") as agent:
+        farm.wait(Probed)
+        farm.send(latency(farm, "o", 1, burst_ns=20_000_000_000))
+        farm.wait(Heartbeat, matching=lambda b: b.order == "o")
+        process = psutil.Process(agent.process.pid)
+        while not (children := process.children(recursive=True)):
+            farm.wait(Heartbeat, len(farm.of(Heartbeat)) + 1)
+        if how == "terminate":
+            agent.process.send_signal(signal.SIGTERM)
+        else:
+            agent.close_pipe()
+        assert agent.wait() == 0
+        assert not psutil.wait_procs(children, timeout=20)[1]
+    assert farm.of(Attempt) == []
+
+
+def test_a_wrong_secret_ends_it_with_the_reason(farm: FakeController, tmp_path: Path) -> None:
+    with AgentProcess(farm.address, tmp_path / "dev", secret="00ff") as agent:
+        assert agent.wait() == 1
+        assert "does not accept this device's secret" in agent.output
+        assert "Traceback" not in agent.output
+
+
+def test_one_agent_per_state_folder(farm: FakeController, tmp_path: Path) -> None:
+    with AgentProcess(farm.address, tmp_path / "dev"):
+        farm.wait(Hello)
+        status = cli("status", "--state", str(tmp_path / "dev"), "--json")
+        assert json.loads(status.stdout)["running"] is True
+        (tmp_path / "second.log").touch()
+        with AgentProcess(farm.address, tmp_path / "dev", name="second") as second:
+            assert second.wait() == 2
+            assert "another agent uses this state folder" in second.output
+
+
+def test_metrics_page(farm: FakeController, tmp_path: Path) -> None:
+    with AgentProcess(farm.address, tmp_path / "dev", "--metrics", "127.0.0.1:0"):
+        device = farm.wait(Probed)[0].device
+        farm.send(latency(farm, "o", 1))
+        farm.wait(OrderEnded)
+        farm.send(Deployment("d1", "dev", "net", 1, "v", CANDIDATE, golden=golden_of(farm)))
+        farm.wait(DeploymentStatus, matching=lambda s: s.state is DeploymentState.COMMITTED)
+        with urllib.request.urlopen(device.metrics_address, timeout=20) as reply:
+            families = {f.name: f for f in text_string_to_metric_families(reply.read().decode())}
+    assert all(s.labels["device"] == "dev" for f in families.values() for s in f.samples)
+    assert all(f.documentation for f in families.values())
+    assert [s.labels["outcome"] for s in families["edgefarm_trials"].samples] == ["ok"]
+    assert {s.labels["direction"] for s in families["edgefarm_artifact_transfer_bytes"].samples} == {"fetch", "push"}
+    collectors = {s.labels["collector"]: s.value for s in families["edgefarm_collector_success"].samples}
+    assert collectors["cpu"] == collectors["memory"] == 1
+    assert families["edgefarm_deployment_info"].samples[0].labels["digest"] == DIGEST
+    assert families["edgefarm_disk_free_bytes"].samples[0].value > 0
+    assert "edgefarm_build_info" in families
+
+
+def test_a_metrics_port_in_use(farm: FakeController, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with AgentProcess(farm.address, tmp_path / "dev", "--metrics", address) as agent:
+            assert agent.wait() == 2
+            assert f"--metrics {address}: Address already in use" in agent.output
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "agent.cli", *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["enroll", "--controller", "host:1", "--token", "t"], 2, "not available in this version"),
+        (["pause"], 2, "not available in this version"),
+        (["run", "--controller", "farm.example:7443", "--name", "x"], 2, "not available in this version"),
+        (["run", "--config", "agent.toml"], 2, "not available in this version"),
+        (["run"], 2, "--controller and --name are required"),
+        (["run", "--controller", "unix:/x", "--name", "x", "--threads", "0"], 2, "--threads 0"),
+        (["run", "--controller", "unix:/x", "--name", "x", "--runtimes", "onnx"], 2, "known are onnxruntime"),
+        (["run", "--controller", "unix:/x", "--name", "x", "--metrics", "9090", "--state", "{state}"], 2, "expected HOST:PORT"),
+        (["run", "--controller", "unix:/x", "--name", "x", "--state", "/proc/no"], 6, "needs a writable state folder"),
+        (["run", "--controller", "unix:/x", "--name", "x", "--secret-fd", "77"], 2, "--secret-fd 77"),
+        (["run", "--unknown"], 2, "--unknown"),
+        (["bench", "missing.onnx"], 2, "missing.onnx: no such file"),
+        (["bench", __file__], 2, "no runtime opens .py"),
+        (["bench", str(MODEL), "--runtime", "tflite"], 2, "--runtime tflite: unknown"),
+        (["bench", str(MODEL), "--launches", "0"], 2, "--launches 0"),
+        (["bench", str(MODEL), "--inputs", "missing.npz"], 2, "missing.npz: no such file"),
+        (["bench", str(MODEL), "--option", "no_such=1"], 2, "no_such"),
+        (["status", "--state", "{state}"], 2, "no agent has run"),
+        (["rollback", "--state", "{state}"], 2, "nothing was ever deployed"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_a_user_can_do_wrong(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    ended = cli(*(a.format(state=tmp_path) for a in arguments))
+    assert (ended.returncode, ended.stdout) == (code, "")
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_bench_offline(tmp_path: Path) -> None:
+    lock = ["--measure-lock", str(tmp_path / "lock")]
+    report = json.loads(cli("bench", str(MODEL), "--threads", "1", "--launches", "2", "--json", *lock).stdout)
+    assert report["inputs"] == "random values"
+    assert report["launches"] == 2
+    low, high = report["latency_ns"]["p50"]["ci95"]
+    assert low <= report["latency_ns"]["p50"]["value"] <= high
+    shard = tmp_path / "inputs.npz"
+    shard.write_bytes(pack({"x": [X]}))
+    text = cli("bench", str(MODEL), "--threads", "1", "--launches", "1", "--inputs", str(shard), *lock)
+    assert f"fed with {shard}" in text.stdout
+
+
+def test_probe_tells_what_runs() -> None:
+    found = json.loads(cli("probe", "--json", "--threads", "1").stdout)
+    assert {"runtime": "onnxruntime", "available": True}.items() <= found["capabilities"][0].items()
+    assert found["fingerprint"]["threads"] == "1"
+    assert "yes  onnxruntime" in cli("probe").stdout
+
+
+def test_rollback_and_status_while_the_agent_runs(farm: FakeController, tmp_path: Path) -> None:
+    state = str(tmp_path / "dev")
+    with AgentProcess(farm.address, tmp_path / "dev"):
+        farm.wait(Probed)
+        other = Candidate(CANDIDATE.artifact, "onnxruntime", {"threads": 1, "graph_optimization_level": "basic"})
+        for generation, candidate in ((1, CANDIDATE), (2, other)):
+            farm.send(Deployment(f"d{generation}", "dev", "net", generation, "v", candidate, golden=golden_of(farm)))
+        farm.wait(DeploymentStatus, 2, matching=lambda s: s.state is DeploymentState.COMMITTED)
+        ended = cli("rollback", "--state", state)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "net: back to generation 1" in ended.stdout
+        rolled = farm.wait(DeploymentStatus, matching=lambda s: s.state is DeploymentState.ROLLED_BACK)[0]
+        assert rolled.id == "d2"
+        deployments = json.loads(cli("status", "--state", state, "--json").stdout)["deployments"]
+        assert [(d["id"], d["state"]) for d in deployments] == [("d2", "rolled_back"), ("d1", "committed")]
+        assert cli("rollback", "--state", state).returncode == 2
+    assert os.readlink(tmp_path / "dev" / "models" / "net" / "current") in ("a", "b")
