@@ -13,7 +13,7 @@ from typing import Any
 from controller.config import Fleet
 from controller.control import Control
 from controller.events import Events
-from controller.evidence import Evaluation, Evidence, Group, Scores
+from controller.evidence import Evaluation, Evidence, Group
 from controller.fleetplan import Build, Setting, Unable, group
 from controller.measuring import Measuring
 from controller.report import DeviceResult, build
@@ -21,16 +21,18 @@ from controller.report.candidate import Origin
 from controller.report.document import OptimizeFailure
 from controller.rollout import statement
 from controller.scoring import Scoring
-from controller.selection import Choice, choose
+from controller.selection import choose
 from controller.workload import Workload
 from edgefarm.digest import canonical_json
 from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack
 from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
+from optimizer import search
 from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
 from optimizer.recipe import Plan, expand
 
 UNTIL = ("optimize", "measure", "select", "rollout")
 _ACTIVATION_S = 300.0
+_PLANS_LIMIT = 1000  # of the product of a recipe's choices
 
 
 @dataclass
@@ -53,7 +55,7 @@ class _Made:
     builds: list[Build] = field(default_factory=list)
     origins: dict[str, Origin] = field(default_factory=dict)
     failures: list[OptimizeFailure] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Driver:
@@ -105,28 +107,38 @@ class Driver:
 
     def _optimize(self) -> _Made:
         plans = make_plans(self._fleet, self._workload)
-        budget = self._fleet.file.optimize.budget
+        asked = self._fleet.file.optimize.budget
+        budget = search.Budget(asked.variants, asked.minutes)
+        pipeline, workload = Pipeline(self._state / "variants"), self._workload
         began = time.monotonic()
+        outcomes: list[PlanOutcome] = []
 
-        def out_of_time() -> bool:
-            return time.monotonic() - began > budget.minutes * 60
+        def minutes() -> float:
+            return (time.monotonic() - began) / 60
 
-        pipeline = Pipeline(self._state / "variants")
-        workload = self._workload
-        outcomes = pipeline.run(workload.source, plans, workload.calibration, workload.probe(), self._on_pass, out_of_time)
+        while isinstance(step := search.step(plans, _seen(outcomes), budget, minutes()), search.Next):
+            outcomes += pipeline.run(
+                workload.source,
+                step.plans,
+                workload.calibration,
+                workload.probe(),
+                self._on_pass,
+                cancelled=lambda: minutes() > budget.minutes,
+            )
         made = _gather(outcomes)
+        if step.left:
+            made.notes.append(f"{len(step.left)} plans were not run: {step.reason}: {', '.join(p.name for p in step.left)}")
         text = f"{len(made.builds)} variants from {len(plans)} plans"
         if made.failures:
             text += f", {len(made.failures)} failed"
-        if made.skipped:
-            text += f", {len(made.skipped)} without effect"
         self._events.emit("optimized", text, variants=[b.name for b in made.builds], failed=[f.variant for f in made.failures])
         return made
 
     def _on_pass(self, event: Event) -> None:
         if event.kind != "started" and not event.cached:
             self._work.passes += 1
-        text = f"{event.plan}: {event.pass_name} {event.kind}: {event.detail}" if event.kind == "failed" else ""
+        ended = event.kind in ("changed", "failed") and not event.cached
+        text = f"{event.plan}: {event.pass_name}: {'failed: ' if event.kind == 'failed' else ''}{event.detail}" if ended else ""
         self._events.emit("pass", text, plan=event.plan, passed=event.pass_name, kind=event.kind, cached=event.cached)
 
     def _devices(self) -> dict[str, DeviceStatus]:
@@ -255,7 +267,7 @@ class Driver:
             notes.append(f"the winner is chosen on the same {n} samples that it is reported on; give data.selection or n >= 400")
         if self._workload.calibration is None:
             notes.append("without data.calibration no static quantisation was tried")
-        return notes + [f"{name}: no effect on this model" for name in made.skipped]
+        return notes + made.notes
 
 
 def _why(result: DeviceResult) -> str:
@@ -265,9 +277,14 @@ def _why(result: DeviceResult) -> str:
 
 
 def make_plans(fleet: Fleet, workload: Workload) -> list[Plan]:
-    """The plans that the fleet file asks for. Raises UserError for a recipe that cannot be."""
-    optimize = fleet.file.optimize
-    return expand(optimize.recipes, workload.source.signature, workload.calibration is not None, optimize.budget.variants)
+    """All plans that the fleet file asks for. Raises UserError for a recipe that cannot be."""
+    return expand(fleet.file.optimize.recipes, workload.source.signature, workload.calibration is not None, _PLANS_LIMIT)
+
+
+def _seen(outcomes: Sequence[PlanOutcome]) -> list[search.Seen]:
+    """The plans that have ended; a variant may stand for several."""
+    seen = [search.Seen(plan) for o in outcomes if isinstance(o, Variant) for plan in o.plans]
+    return seen + [search.Seen(o.plan, failed=isinstance(o, Failed)) for o in outcomes if not isinstance(o, Variant)]
 
 
 def _gather(outcomes: Sequence[PlanOutcome]) -> _Made:
@@ -280,8 +297,5 @@ def _gather(outcomes: Sequence[PlanOutcome]) -> _Made:
         elif isinstance(outcome, Failed):
             made.failures.append(OptimizeFailure(outcome.plan.name, outcome.failure))
         elif isinstance(outcome, Skipped):
-            made.skipped.append(outcome.plan.name)
+            made.notes.append(f"{outcome.plan.name}: {outcome.reason}")
     return made
-
-
-__all__ = ["UNTIL", "Choice", "Driver", "Scores", "make_plans"]

@@ -88,7 +88,7 @@ def _write_report(document: Mapping[str, Any], folder: Path) -> None:
 
 
 def _print_plan(fleet: Fleet, workload: Workload, *, as_json: bool) -> None:
-    plans = make_plans(fleet, workload)
+    plans = make_plans(fleet, workload)[: fleet.file.optimize.budget.variants]
     per_launch_s, rounds_s = 1.3, LAUNCHES * 1.6
     devices = []
     for target in fleet.targets:
