@@ -19,11 +19,14 @@ _LOG = logging.getLogger(__name__)
 # Every verified file carries this modification time. Whoever writes into one changes it, so that it is hashed again before use;
 # the access time is ours to keep the order of use.
 _VERIFIED_NS = 1_000_000_000 * 10**9
+_DEPTH = 8  # of a file below its artifact's folder
 
 
 def check_name(name: str) -> str:
-    """Returns a plain file name; raises ProtocolError for one that could leave its folder or hide in it."""
-    if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name or len(name.encode()) > 255:
+    """Returns a relative file name (`model.onnx`, `weights/a.bin`); raises ProtocolError for one that could leave its folder or hide in it."""
+    parts = name.split("/")
+    bad = any(not p or p.startswith(".") or "\\" in p or "\0" in p or len(p.encode()) > 255 for p in parts)
+    if bad or len(parts) > _DEPTH:
         raise ProtocolError(f"not a plain file name: {name!r}")
     return name
 
@@ -185,6 +188,7 @@ class Cache:
         source = self.find(entry.digest, entry.bytes)
         if source is None:
             raise NotFound(f"{entry.name} ({entry.digest}) is not in the device's cache")
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         link_or_copy(source, target)
 

@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from agent.heap import few_arenas
+    from agent import heap
 
-    few_arenas()
+    heap.tune()
     from agent.runtimes import RUNTIMES
     from agent.supervisor import Config, Supervisor
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from grpc.experimental import ChannelOptions
 
+from agent import heap
 from edgefarm import errors, wire
 from edgefarm.model import AgentBody, ControllerBody, Heartbeat, Hello, Welcome
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc, fleet_pb2_grpc
@@ -29,9 +31,11 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # A window of a fixed size: left to itself it grows to many MiB on a fast socket and gains nothing.
+    # A window of a fixed size: left to itself it grows to many MiB on a fast socket and gains nothing. Frames that hold a whole chunk.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2**20),
+    ("grpc.http2.lookahead_bytes", 2 * 2**20),
+    ("grpc.http2.max_frame_size", 2**20),
+    (ChannelOptions.SingleThreadedUnaryStream, 1),  # a fetch has a thread of its own already
     ("grpc.enable_retries", 0),  # resuming is ours: at an offset, under a time-out
     ("grpc.use_local_subchannel_pool", 1),
 ]
@@ -129,6 +133,7 @@ class Link:
         self, address: str, credentials: Credentials, *, hello: Callable[[], Hello], receive: Callable[[ControllerBody], None],
         beat: Callable[[], Heartbeat], detached: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
+        heap.tune()
         self._hello, self._receive, self._beat, self._detached = hello, receive, beat, detached
         self._credentials = credentials
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)

@@ -175,9 +175,12 @@ class Slots:
             self._step("stage-file")
             target = staging / names[entry.name]
             source = self._reusable(folder, entry) or obtain(entry)
+            target.parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(source, target)
             if target.stat().st_size != entry.bytes or digest_file(target) != entry.digest:
                 raise NotFound(f"{entry.name}: its bytes on this device are not {entry.digest}")
+        for inner in {(staging / name).parent for name in names.values()} - {staging}:
+            sync_directory(inner)
         self._step("stage-statement")
         atomic_write(staging / _STATEMENT, describe(deployment, main, names))
         return staging / main

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from agent.cache import Cache
 from agent.metrics import Counters
+from agent.writeback import Writeback
 from edgefarm import hostlock
 from edgefarm.digest import DigestWriter
 from edgefarm.errors import DigestMismatch, EdgefarmError, ProtocolError, Unreachable
@@ -135,25 +136,31 @@ class Transfers:
         incoming = self._remote.fetch(writer.digest, writer.offset, clock.left())
         chunks = _Ahead(incoming)
         try:
-            expected = None
-            for data, total in chunks.iterate(cancelled):
-                if expected is None:
-                    expected = total
-                    if writer.offset > total:
+            with Writeback(writer.part, writer.offset) as writeback:
+                expected = None
+                for data, total in chunks.iterate(cancelled):
+                    if expected is None:
+                        expected = self._begin(writer, total)
+                    if writer.offset + len(data) > expected:
                         writer.restart()
-                        raise Unreachable("a longer partial file than the artifact: begun anew")
-                    self._cache.reserve(writer.digest, total)
-                if writer.offset + len(data) > expected:
-                    writer.restart()
-                    raise ProtocolError(f"{writer.digest}: more than the {expected} bytes that were announced")
-                writer.write(data)
-                self._counters.add_transfer("fetch", len(data))
+                        raise ProtocolError(f"{writer.digest}: more than the {expected} bytes that were announced")
+                    writer.write(data)
+                    writeback.reached(writer.offset)
+                    self._counters.add_transfer("fetch", len(data))
             if expected is not None and writer.offset < expected:
                 raise Unreachable(f"{writer.digest}: the stream ended at {writer.offset} of {expected} bytes")
             return self._cache.commit(writer)
         finally:
             incoming.cancel()
             chunks.drain()
+
+    def _begin(self, writer: DigestWriter, total: int) -> int:
+        """Makes room for what the first chunk announced."""
+        if writer.offset > total:
+            writer.restart()
+            raise Unreachable("a longer partial file than the artifact: begun anew")
+        self._cache.reserve(writer.digest, total)
+        return total
 
     def _outgoing(self, path: Path, start: int, cancelled: Callable[[], bool]) -> Iterator[bytes]:
         # Runs in a thread of the transport, which may outlive the call: it has a descriptor of its own and raises nothing.

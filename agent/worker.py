@@ -260,6 +260,7 @@ class Worker:
 
     def _launch(self, job: Job) -> None:
         index, started_ms, started = job.left[0], time.time_ns() // 10**6, time.monotonic_ns()
+        _LOG.info("order %s: launch %d begins", job.order.id, index)
         try:
             measured = self._bench.measure(job.order, index, job.models or {}, self._inputs(job), job.cancelled.is_set)
             duration_ns = time.monotonic_ns() - started

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.config import Fleet
+from controller.config.lines import parse
 from controller.control import Control
 from controller.events import Events
 from controller.evidence import Evaluation, Evidence, Group
@@ -28,7 +29,7 @@ from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible,
 from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
 from optimizer import search
 from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
-from optimizer.recipe import Plan, expand
+from optimizer.recipe import Plan, RecipeError, expand
 
 UNTIL = ("optimize", "measure", "select", "rollout")
 _ACTIVATION_S = 300.0
@@ -76,6 +77,7 @@ class Driver:
         spec = canonical_json(fleet.spec).decode()
         labels = dict(fleet.file.labels)
         self.run: Run = control.open_run(fleet.name, fleet.spec_digest, spec, getpass.getuser(), labels)
+        self._opened = self.run
 
     def drive(self, until: str = "rollout", *, retry: bool = False) -> dict[str, Any]:
         """Runs the loop up to a phase; returns the report, which is stored with the run too."""
@@ -211,6 +213,8 @@ class Driver:
     def _finish(self, made: _Made, results: Sequence[DeviceResult], until: str) -> dict[str, Any]:
         problem = self._problem(results) if until in ("select", "rollout") else None
         done = until == "rollout"
+        if self._work.nothing and self._opened.report and self._opened.state == "done" and done and not problem:
+            return self._as_it_was()
         summary = f"{type(problem).code}: {problem}" if problem else self._summary(results, until)
         self.run = replace(
             self.run,
@@ -233,9 +237,13 @@ class Driver:
         self._control.update_run(self.run)
         return document
 
+    def _as_it_was(self) -> dict[str, Any]:
+        """The stored report of a run in which nothing had to be done again."""
+        self._control.update_run(self._opened)
+        document: dict[str, Any] = json.loads(self._opened.report)
+        return {**document, "summary": "nothing had to be done again: all passes, measurements and deployments were there"}
+
     def _summary(self, results: Sequence[DeviceResult], until: str) -> str:
-        if self._work.nothing:
-            return "nothing had to be done again: all passes, measurements and deployments were there"
         if until == "optimize":
             return "variants are made"
         if until == "measure":
@@ -277,8 +285,11 @@ def _why(result: DeviceResult) -> str:
 
 
 def make_plans(fleet: Fleet, workload: Workload) -> list[Plan]:
-    """All plans that the fleet file asks for. Raises UserError for a recipe that cannot be."""
-    return expand(fleet.file.optimize.recipes, workload.source.signature, workload.calibration is not None, _PLANS_LIMIT)
+    """All plans that the fleet file asks for. Raises FleetFileError for a recipe that cannot be."""
+    try:
+        return expand(fleet.file.optimize.recipes, workload.source.signature, workload.calibration is not None, _PLANS_LIMIT)
+    except RecipeError as error:
+        raise fleet.document.error(error.message, parse(error.field)) from error
 
 
 def _seen(outcomes: Sequence[PlanOutcome]) -> list[search.Seen]:

@@ -41,6 +41,7 @@ class Hosted:
     Raises on entry:
         Busy: another command drives this state.
         StorageError: the state can't be written.
+        UserError: an agent refuses what it was told (an unknown runtime, a port in use).
         DeviceLost: an agent does not get ready, with the end of its log.
     """
 
@@ -91,7 +92,7 @@ class Hosted:
         names = {d.name for d in self._devices}
         missing = farm.wait_for_devices(names, self._start_timeout_s, lambda: bool(agents.given_up()))
         for name, reason in agents.given_up().items():
-            raise DeviceLost(f"device {name!r}: {reason}")
+            raise (UserError if name in agents.refused() else DeviceLost)(f"device {name!r}: {reason}")
         if missing:
             name = missing[0]
             raise DeviceLost(f"device {name!r} did not get ready within {self._start_timeout_s:g} s:{agents.log_tail(name)}")

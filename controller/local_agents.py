@@ -66,6 +66,10 @@ class LocalAgents:
         """Devices whose agent is not started again, with the reason."""
         return {a.device.name: a.given_up for a in self._agents if a.given_up}
 
+    def refused(self) -> set[str]:
+        """Those of `given_up` whose agent said that what it was told is wrong, or taken by another process."""
+        return {a.device.name for a in self._agents if a.refused}
+
     def log_tail(self, device: str) -> str:
         """The last lines of a device's log, on lines of their own; empty if there are none."""
         return next((a.log_tail() for a in self._agents if a.device.name == device), "")
@@ -81,7 +85,7 @@ class LocalAgents:
 
 class _Agent:
     def __init__(self, farm: Farm, address: str, folder: Path, device: LocalDevice, base: tuple[str, ...]) -> None:
-        self.device, self.given_up = device, ""
+        self.device, self.given_up, self.refused = device, "", False
         self._farm, self._address, self._folder, self._base = farm, address, folder, base
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -135,6 +139,7 @@ class _Agent:
                 return
             _LOG.warning("device %s: its agent ended with %d", self.device.name, code)
             if code == _USER_ERROR:
+                self.refused = True
                 return self._give_up("its agent refused to start")
             if len(starts) > _MOST_STARTS and starts[-1] - starts[0] < _WITHIN_S:
                 return self._give_up(f"its agent died {len(starts)} times within {_WITHIN_S:g} s")

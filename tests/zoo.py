@@ -55,7 +55,7 @@ def dense(folder: Path, opset: int = 17, width: int = 64) -> Path:
     return _save(folder, nodes, [_value("x", ["N", 16])], [_value("y", ["N", 10])], constants, opset)
 
 
-def convolution(folder: Path, opset: int = 17) -> Path:
+def convolution(folder: Path, opset: int = 17, channels: int = 8) -> Path:
     """x: float32[N, 3, 16, 16] -> y: float32[N, 10], two convolutions and a pooled head."""
     nodes = [
         helper.make_node("Conv", ["x", "k1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
@@ -66,7 +66,9 @@ def convolution(folder: Path, opset: int = 17) -> Path:
         helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
         helper.make_node("Gemm", ["f", "w", "b"], ["y"], name="head", transB=1),
     ]
-    constants = {"k1": _weights(1, 8, 3, 3, 3), "k2": _weights(2, 16, 8, 3, 3), "w": _weights(3, 10, 16), "b": _weights(4, 10)}
+    wide = 2 * channels
+    kernels = {"k1": _weights(1, channels, 3, 3, 3), "k2": _weights(2, wide, channels, 3, 3)}
+    constants = {**kernels, "w": _weights(3, 10, wide), "b": _weights(4, 10)}
     return _save(folder, nodes, [_value("x", ["N", 3, 16, 16])], [_value("y", ["N", 10])], constants, opset)
 
 
@@ -149,12 +151,18 @@ def channels_last(folder: Path) -> Path:
     return _save(folder, nodes, [_value("x", ["N", 16, 16, 3])], [_value("y", ["N", 10])], {"k": _weights(1, 10, 3, 3, 3)})
 
 
-def external_data(folder: Path) -> Path:
-    """`dense` with its weights in `weights.bin` beside it."""
+def external_data(folder: Path, location: str = "weights.bin") -> Path:
+    """`dense` with its weights in a file of their own."""
     path = dense(folder)
     model = onnx.load(path)
-    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location="weights.bin", size_threshold=0)
+    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=location, size_threshold=0)
     return path
+
+
+def external_data_below(folder: Path) -> Path:
+    """The same, with the weights in a folder beside the model."""
+    (folder / "weights").mkdir(parents=True)
+    return external_data(folder, "weights/part.bin")
 
 
 def not_finite(folder: Path) -> Path:
@@ -214,6 +222,7 @@ MODELS: dict[str, Build] = {
     "colon_names": colon_names,
     "channels_last": channels_last,
     "external_data": external_data,
+    "external_data_below": external_data_below,
     **{f"opset_{n}": _at_opset(n) for n in (9, 11, 13, 15, 17, 18, 19, 20, 21)},
 }
 BROKEN: dict[str, Build] = {"unknown_operator": unknown_operator, "truncated": truncated}

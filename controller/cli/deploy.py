@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from controller import preflight
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, verb
 from controller.config import Fleet
 from controller.driver import UNTIL, Driver, make_plans
@@ -43,8 +44,11 @@ def deploy(
     if until not in UNTIL:
         raise UserError(f"--until {until}: not a phase; one of {', '.join(UNTIL)}")
     allowed = _percent(allow_unreachable)
+    if report is not None and report.exists() and not report.is_dir():
+        raise UserError(f"--report {report}: not a folder; the report is written there in every form")
     loaded = fleet_of(fleet)
     workload = load_workload(loaded)
+    preflight.check(loaded, workload)
     if dry_run:
         _print_plan(loaded, workload, as_json=json_)
         return

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import typer
 
+from controller import preflight
 from controller.cli.verb import FleetOption, JsonOption, StateOption, verb
 from controller.config import load_fleet
 from controller.workload import load_workload
@@ -78,6 +79,7 @@ def _fleet(path: Path, state: Path | None) -> Iterator[Finding]:
         fleet = load_fleet(path)
         yield Finding("fleet file", True, f"{path}: {len(fleet.targets)} devices")
         workload = load_workload(fleet)
+        preflight.check(fleet, workload)
         counts = f"{workload.selection.n} selection and {workload.evaluation.n} evaluation samples"
         yield Finding("model and data", True, f"{fleet.model.name}, {counts}{' (the same)' if workload.same_data else ''}")
     except EdgefarmError as error:

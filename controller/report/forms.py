@@ -38,7 +38,7 @@ def _row(candidate: Mapping[str, Any]) -> dict[str, str]:
     if latency:
         p50 = f"{latency['p50']['value'] / 1e6:.3f}"
         ends = speedup["ci95"] if speedup else None
-        ratio = f"{speedup['ratio']:.2f}" + (f" ({ends[0]:.2f}-{ends[1]:.2f})" if ends else "")
+        ratio = f"{speedup['ratio']:.2f}" + (f" ({ends[0]:.2f}-{ends[1]:.2f})" if ends and ends[0] < ends[1] else "")
     elif screening:
         p50, ratio = f"~{screening['p50_ns'] / 1e6:.3f}", f"~{screening['speedup']:.2f}"
     else:
@@ -150,6 +150,7 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}td,th{padding:.3rem .6rem;text-align:left;vertical-align:top}
 th{font-weight:600;border-bottom:2px solid #d0d7de}td{border-bottom:1px solid #eaeef2}
+td:not(:last-child){white-space:nowrap}
 tr.winner{background:#e6f4ea}tr.baseline{background:#f6f8fa}
 .bar{background:#1a7f37;height:.5rem;border-radius:2px}small{color:#57606a}
 """

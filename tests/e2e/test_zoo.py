@@ -13,8 +13,10 @@ from tests import zoo
 from tests.e2e.command import deploy
 from tests.e2e.zoo_fleets import write_fleet
 
+_LATER = {"opset_11", "opset_13", "opset_15", "opset_17", "opset_18", "opset_19", "opset_20", "dense"}  # between the ends
 
-@pytest.mark.parametrize("name", sorted(zoo.MODELS))
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in _LATER else []) for n in sorted(zoo.MODELS)])
 def test_an_unusual_model_goes_through_the_loop(tmp_path: Path, name: str) -> None:
     model = zoo.MODELS[name](tmp_path)
     report = deploy(write_fleet(tmp_path, model))

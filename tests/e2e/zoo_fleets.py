@@ -19,6 +19,7 @@ from tests import zoo
 
 Array = NDArray[Any]
 CALIBRATION, EVALUATION = 8, 24  # samples
+VARIANTS = 3  # enough to go through every stage
 
 
 def write_fleet(folder: Path, model: Path, *, name: str = "zoo", metric: str = "cosine", drop: float = 0.1, threads: int = 1) -> Path:
@@ -43,6 +44,7 @@ def write_fleet(folder: Path, model: Path, *, name: str = "zoo", metric: str = "
         "model": {"path": model.name},
         "data": {"calibration": "calibration.npz", "evaluation": "evaluation.npz", "metric": metric},
         "devices": [{"name": "bench-1", "local": {"runtimes": ["onnxruntime"], "threads": threads}}],
+        "optimize": {"budget": {"variants": VARIANTS}},
         "select": {"objective": "latency_p50", "constraints": {"accuracy_drop": drop}},
         "rollout": {"activate": "file"},
     }

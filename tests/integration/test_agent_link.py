@@ -47,7 +47,7 @@ class Attached:
             hello=lambda: Hello(PROTOCOL, FEATURES, "i", Device("dev", "id", "host"), True),
             receive=self.receive, beat=lambda: Heartbeat("o", 1, 2), detached=self.attached.clear,
         )  # fmt: skip
-        self.cache = Cache(folder / "cache", 8 << 20)
+        self.cache = Cache(folder / "cache", 32 << 20)
         self.counters, self.lock = Counters(), folder / "lock"
         self.transfers = Transfers(self.link.artifacts, self.cache, self.attached, self.counters, self.lock)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -173,7 +173,7 @@ def test_a_fetch_is_verified_and_kept(farm: FakeController, device: Attached) ->
     assert device.counters.snapshot()[1] == {"fetch": len(BIG)}
 
 
-@pytest.mark.parametrize("payload", [b"", b"x", bytes(64 * 1024), bytes(64 * 1024 + 1)], ids=len)
+@pytest.mark.parametrize("payload", [b"", b"x", bytes(64 * 1024), bytes(64 * 1024 + 1), BIG * 17], ids=len)
 def test_odd_sizes_both_ways(farm: FakeController, device: Attached, payload: bytes) -> None:
     digest = farm.put(payload)
     assert device.transfers.fetch(digest, None, 30, never).read_bytes() == payload
@@ -207,7 +207,7 @@ def test_refusals_come_through(farm: FakeController, device: Attached) -> None:
     with pytest.raises(NotFound):
         device.transfers.fetch("sha256:" + "0" * 64, None, 30, never)
     with pytest.raises(QuotaExceeded, match="--cache-bytes"):
-        device.transfers.fetch(farm.put(bytes(9 << 20)), None, 30, never)
+        device.transfers.fetch(farm.put(bytes(33 << 20)), None, 30, never)
 
     def refuse(call: str, context: Any) -> None:
         context.set_trailing_metadata((("edgefarm-code", "quota"),))

@@ -75,7 +75,7 @@ def test_an_agent_that_keeps_dying_is_given_up(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_refuses_is_not_started_again(tmp_path: Path) -> None:
-    with pytest.raises(DeviceLost, match=r"(?s)device 'bench-1': its agent refused to start.*port 80 is in use"):
+    with pytest.raises(UserError, match=r"(?s)device 'bench-1': its agent refused to start.*port 80 is in use"):
         Hosted(tmp_path, ONE, command=command("refuse")).__enter__()
     assert len(pids(tmp_path)) == 1
 
