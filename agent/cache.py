@@ -23,7 +23,7 @@ _DEPTH = 8  # of a file below its artifact's folder
 
 
 def check_name(name: str) -> str:
-    """Returns a relative file name (`model.onnx`, `weights/a.bin`); raises ProtocolError for one that could leave its folder or hide in it."""
+    """Returns a relative file name (`model.onnx`, `weights/a.bin`); raises ProtocolError for one that could leave its folder or hide."""
     parts = name.split("/")
     bad = any(not p or p.startswith(".") or "\\" in p or "\0" in p or len(p.encode()) > 255 for p in parts)
     if bad or len(parts) > _DEPTH:

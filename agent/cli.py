@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from agent import heap
+    from edgefarm import heap
 
     heap.tune()
     from agent.runtimes import RUNTIMES

@@ -14,8 +14,7 @@ from typing import Any
 import grpc
 from grpc.experimental import ChannelOptions
 
-from agent import heap
-from edgefarm import errors, wire
+from edgefarm import errors, heap, wire
 from edgefarm.model import AgentBody, ControllerBody, Heartbeat, Hello, Welcome
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc, fleet_pb2_grpc
 

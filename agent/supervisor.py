@@ -15,7 +15,6 @@ from agent import bench, identity, probe, sensors
 from agent.activation import Activation
 from agent.bench import Measured, Site
 from agent.cache import Cache
-from agent.heap import give_back
 from agent.journal import Journal
 from agent.link import Credentials, Link
 from agent.metrics import Counters, MetricsServer, Page
@@ -25,6 +24,7 @@ from agent.transfer import Cancelled, Transfers
 from agent.worker import Worker
 from edgefarm import __version__, hostlock
 from edgefarm.errors import StorageError
+from edgefarm.heap import give_back
 from edgefarm.model import (
     FEATURES,
     PROTOCOL,

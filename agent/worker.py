@@ -15,12 +15,12 @@ from typing import Protocol
 from agent.activation import Activation
 from agent.bench import Measured
 from agent.cache import Cache
-from agent.heap import give_back
 from agent.journal import Journal
 from agent.metrics import Counters
 from agent.outbox import Outbox
 from agent.transfer import Cancelled, TimedOut, Transfers
 from edgefarm.errors import EdgefarmError
+from edgefarm.heap import give_back
 from edgefarm.model import (
     AccuracyResult,
     AccuracyWork,

@@ -17,6 +17,7 @@ import grpc
 from controller.farm import Farm
 from controller.servicers.artifacts import ArtifactsServicer
 from controller.servicers.fleet import FleetServicer
+from edgefarm import heap
 from edgefarm.errors import Busy, StorageError
 from edgefarm.v1 import artifacts_pb2_grpc, fleet_pb2_grpc
 
@@ -71,6 +72,7 @@ class Server:
 
     def start(self) -> str:
         """Listens; returns the address, with the port that was taken. Raises Busy if it is in use."""
+        heap.tune()
         self._thread.start()
         self.address = self._started.result()
         return self.address

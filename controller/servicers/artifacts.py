@@ -19,9 +19,8 @@ from edgefarm.digest import check_digest
 from edgefarm.errors import ProtocolError, QuotaExceeded, StorageError
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc
 
-# The protocol allows 256 KiB. From 128 KiB on, glibc maps and unmaps memory for every buffer, which halves the throughput.
-CHUNK_BYTES = 120 * 1024
-_BATCH = 16  # chunks per visit to the disk: a thread that takes the interpreter's lock for each would hold up the sender
+CHUNK_BYTES = 256 * 1024
+_BATCH = 8  # chunks per visit to the disk: a thread that takes the interpreter's lock for each would hold up the sender
 
 
 class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
-CHUNK = 120 * 1024  # as the controller sends them
+CHUNK = 256 * 1024  # as the controller sends them
 POOL = 512 * CHUNK  # random bytes, repeated: nothing on the way compresses
 DEVICE = "bench-1"
 
@@ -92,8 +92,10 @@ def agent_role(address: str, secret: str, folder: Path, digest: str, size: int) 
 def bare_server_role(address: str, size: int) -> None:
     import grpc
 
+    from edgefarm import heap
     from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc
 
+    heap.tune()  # as ours is: the reference shall not lose by the allocator
     held = list(chunks(POOL))
 
     class Bare(artifacts_pb2_grpc.ArtifactsServicer):
@@ -116,8 +118,10 @@ def bare_server_role(address: str, size: int) -> None:
 def bare_role(address: str, size: int) -> None:
     import grpc
 
+    from edgefarm import heap
     from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc
 
+    heap.tune()
     stub = artifacts_pb2_grpc.ArtifactsStub(grpc.insecure_channel(address))  # type: ignore[no-untyped-call]
 
     def fetch() -> dict[str, float]:
