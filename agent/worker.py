@@ -259,19 +259,19 @@ class Worker:
         return {c.key: self._cache.materialise(c.candidate.artifact, folder / str(i)) for i, c in enumerate(job.contenders)}
 
     def _launch(self, job: Job) -> None:
-        index, started_ms, started = job.left[0], time.time_ns() // 10**6, time.monotonic_ns()
+        index, started_ms = job.left[0], time.time_ns() // 10**6
         _LOG.info("order %s: launch %d begins", job.order.id, index)
         try:
             measured = self._bench.measure(job.order, index, job.models or {}, self._inputs(job), job.cancelled.is_set)
-            duration_ns = time.monotonic_ns() - started
             outcome = self._keep(measured)
         except (Cancelled, OSError, EdgefarmError):
             raise
         except Exception as error:  # a bug of the measuring half must not end the agent: it is this attempt's failure
             _LOG.exception("order %s launch %d", job.order.id, index)
-            outcome, duration_ns = Failure(FailureKind.CRASH, f"the agent failed to measure: {error!r}", Stage.RUN), 0
+            outcome = Failure(FailureKind.CRASH, f"the agent failed to measure: {error!r}", Stage.RUN)
             measured = Measured(outcome, Conditions())
-        self._record(job, Attempt(job.order.id, index, self._device, started_ms, duration_ns, outcome, measured.conditions))
+        attempt = Attempt(job.order.id, index, self._device, started_ms, measured.duration_ns, outcome, measured.conditions)
+        self._record(job, attempt)
         job.left.popleft()
         failure = outcome if isinstance(outcome, Failure) else None
         job.failures_in_a_row = job.failures_in_a_row + 1 if failure else 0

@@ -134,7 +134,7 @@ def _judge(group: Group, entry: Entry, evidence: Evidence) -> Judgement:
         return replace(known, rejected="not measured: the budget of device time was spent")
     if not launches:
         ratio = screened_speedup(entry, evidence) or 0.0
-        return replace(known, rejected=f"screened at {ratio:.2f}x the baseline's speed; more promising candidates were compared")
+        return replace(known, rejected=f"screened at {ratio:.2f}x, behind those that were compared")
     if reason := unproved(group, entry, evidence):
         return replace(known, rejected=reason)
     if known.verdict is not None and known.verdict.value not in group.accept:

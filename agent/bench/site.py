@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,11 +50,13 @@ class Measured:
         outcome: its digests are still empty: they are those of `blobs`.
         conditions: what surrounded it.
         blobs: `samples` of a latency, `outputs` and `golden` of an accuracy: files in the scratch folder, for the caller to move away.
+        duration_ns: how long it took, without waiting for the host's lock.
     """
 
     outcome: Outcome
     conditions: Conditions
     blobs: Mapping[str, Path] = field(default_factory=dict)
+    duration_ns: int = 0
 
 
 class ContenderFailed(Exception):
@@ -69,6 +72,7 @@ class Session:
 
     def __init__(self, site: Site, limits: Limits, folder: Path, watch: Watch) -> None:
         self.site, self.limits, self.folder, self.watch = site, limits, folder, watch
+        self._began_ns = time.monotonic_ns()
         self.blobs: dict[str, Path] = {}
 
     @contextlib.contextmanager
@@ -103,7 +107,7 @@ class Session:
 
     def finish(self, outcome: Outcome) -> Measured:
         """The outcome with everything around it."""
-        return Measured(outcome, self.watch.conditions(), self.blobs)
+        return Measured(outcome, self.watch.conditions(), self.blobs, time.monotonic_ns() - self._began_ns)
 
 
 @contextlib.contextmanager
