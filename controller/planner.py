@@ -120,7 +120,12 @@ def _compare(group: Group, evidence: Evidence) -> Iterator[Order]:
     field = finalists(group, evidence)
     first = _order(group, COMPARE, _latency(group, [group.baseline, *field], range(ROUND)))
     yield first
-    if first.id not in evidence.ended or evidence.spent_ns > group.budget_ns:
+    if first.id not in evidence.ended:
+        return
+    for entry in field:  # a round that gave nothing: each alone with the baseline
+        if entry.key not in evidence.launches:
+            yield _order(group, COMPARE, _latency(group, [group.baseline, entry], range(ROUND)))
+    if evidence.spent_ns > group.budget_ns:
         return
     close = _still_close(field, evidence) if about_speed(group) else field
     if all(_decided(group, e, evidence) for e in close) and _equal(close, evidence):

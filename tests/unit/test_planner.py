@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from controller.evidence import ACCURACY, COMPARE, CONFIRM, MEMORY, SCREEN, fold, stage_of
 from controller.planner import CONTENDERS, finalists, next_step
 from controller.selection import choose, too_slow
-from edgefarm.model import FailureKind, LatencyWork, OrderState, OrderStatus
+from edgefarm.model import Attempt, Failure, FailureKind, LatencyWork, OrderState, OrderStatus
 from tests.fakes.world import FakeWorld, Truth, entry, make_group
 
 BASE = Truth("source", 1_000_000, 0.92, 2_800_000)
@@ -132,6 +132,28 @@ def test_a_batch_without_results_is_screened_one_by_one() -> None:
     choice = choose(group, world.run(group), "d1")
     assert choice.winner is not None
     assert choice.winner.variant == "int8"
+
+
+def test_a_round_that_loses_its_device_is_taken_apart_to_find_the_culprit() -> None:
+    truths = (BASE, Truth("int8", 400_000, 0.92), Truth("killer", 300_000, 0.92))
+    world, group = FakeWorld(truths), make_group(truths)
+    killer = group.entries[2].key
+    for _ in range(50):
+        orders = next_step(group, world.evidence(group)).orders
+        if not orders:
+            break
+        for order in orders:
+            work = order.work
+            deadly = stage_of(order.id) == COMPARE and isinstance(work, LatencyWork) and killer in {c.key for c in work.contenders}
+            if deadly:
+                lost = Attempt(order.id, 0, "d1", 1, 1, Failure(FailureKind.DEVICE_LOST, "lost twice"))
+                world.orders[order.id] = OrderStatus(order, OrderState.QUARANTINED, "d1", (lost,))
+            else:
+                world.answer(order)
+    choice = choose(group, world.evidence(group), "d1")
+    assert choice.winner is not None
+    assert choice.winner.variant == "int8"
+    assert choice.judgement(killer).rejected == "failed: device_lost: lost twice"
 
 
 def test_every_device_of_a_class_confirms_what_it_did_not_compare_itself() -> None:
