@@ -308,5 +308,5 @@ def _gather(outcomes: Sequence[PlanOutcome]) -> _Made:
         elif isinstance(outcome, Failed):
             made.failures.append(OptimizeFailure(outcome.plan.name, outcome.failure))
         elif isinstance(outcome, Skipped):
-            made.notes.append(f"{outcome.plan.name}: {outcome.reason}")
+            made.notes.append(f"no variant from plan {outcome.plan.name}: {outcome.reason}")
     return made

@@ -18,7 +18,7 @@ NOISE_LIMIT = 0.10  # relative half width of a ratio's interval above which it i
 _TREND_LIMIT = 0.05
 _OTHERS_CPU = 0.25  # cores
 _STEAL = 0.05
-_DISTURBED_LIMIT = 0.2  # of the inferences that make the numbers
+_DISTURBED_LIMIT = 0.35  # of the inferences that make the numbers; a median stands less than half of them
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _SETTLE_SLICE_S = 0.01  # the kernel brings CPU clocks of running threads up to 
 _SETTLE_LIMIT_S = 0.2
 _BUSY_SHARE = 0.25
 _DISTURBED_SHARE = 0.05  # of a launch's inferences; more is not this machine's own doing but other processes'
-_LEAST_UNDISTURBED = 10
+_LEAST_UNDISTURBED = 5
 
 
 @dataclass(frozen=True)

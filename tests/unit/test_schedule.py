@@ -208,7 +208,7 @@ def test_a_few_disturbances_are_the_machines_own_and_stay() -> None:
 
 
 def test_nothing_is_left_out_where_too_little_would_be_left() -> None:
-    found = summaries({"a": _timed([100] * 9 + [9000] * 20, [False] * 9 + [True] * 20), "b": _timed([50] * 40, [False] * 40)})
+    found = summaries({"a": _timed([100] * 4 + [9000] * 20, [False] * 4 + [True] * 20), "b": _timed([50] * 40, [False] * 40)})
     assert [found[k]["left_out"] for k in "ab"] == [0, 0]
     assert found["a"]["disturbed"] == 20
 
