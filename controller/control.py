@@ -6,7 +6,7 @@ Everything that crosses it is a value of `edgefarm.model`; every call is idempot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -52,8 +52,8 @@ class Control(Protocol):
         """Cancels orders that have not ended."""
         ...
 
-    def retry(self, run: str) -> None:
-        """Lifts quarantines and remembered failures of a run's orders."""
+    def retry(self, run: str, orders: Collection[str] = ()) -> None:
+        """Lifts quarantines and remembered failures of a run's orders (of these, if any are named)."""
         ...
 
     def progress(self, run: str, since: int = -1, wait_s: float = 0.0) -> Progress:

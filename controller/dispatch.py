@@ -126,9 +126,14 @@ class Dispatcher:
             self._store.add_attempt(attempt, OrderState.DONE if done else None)
         session.send([Ack(attempt.order, attempt.index)])
         if done:
+            session.ending.add(attempt.order)
             self._released(attempt.order, session.device)
 
     def _ended(self, session: Session, body: OrderEnded) -> None:
+        if body.order in session.ending:  # known by its attempts; it may have been queued again since
+            session.ending.discard(body.order)
+            self.dispatch()
+            return
         stored = self._store.order(body.order)
         if stored is None or stored.state is not OrderState.SENT or stored.sent_to != session.device:
             return
@@ -206,7 +211,9 @@ class Dispatcher:
         """Gives ready devices what the schedule says."""
         queue = self._store.queue()
         hosts = {name: s.device.host for name, s in self._stations.items()}
-        waiting = [schedule.Waiting(e.id, e.run, e.device, e.device_class, e.sequence) for e in queue if e.state is OrderState.QUEUED]
+        ending = frozenset().union(*(s.session.ending for s in self._stations.values() if s.session is not None))
+        queued = [e for e in queue if e.state is OrderState.QUEUED and e.id not in ending]
+        waiting = [schedule.Waiting(e.id, e.run, e.device, e.device_class, e.sequence) for e in queued]
         if not waiting:
             return
         underway = [schedule.Underway(e.id, e.sent_to, hosts.get(e.sent_to, e.sent_to)) for e in queue if e.state is OrderState.SENT]

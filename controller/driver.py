@@ -22,7 +22,7 @@ from controller.report.candidate import Origin
 from controller.report.document import OptimizeFailure
 from controller.rollout import statement
 from controller.scoring import Scoring
-from controller.selection import choose
+from controller.selection import Choice, choose
 from controller.workload import Workload
 from edgefarm.digest import canonical_json
 from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack
@@ -68,9 +68,11 @@ class Driver:
         workload: model and data.
         state: the state folder; the pipeline's cache lies in it.
         events: where progress goes.
+        allow_lost: share of the devices that may be lost without failing the run.
     """
 
-    def __init__(self, fleet: Fleet, control: Control, workload: Workload, state: Path, events: Events) -> None:
+    def __init__(self, fleet: Fleet, control: Control, workload: Workload, state: Path, events: Events, allow_lost: float = 0.0) -> None:
+        self._allow_lost = allow_lost
         self._fleet, self._control, self._workload, self._state, self._events = fleet, control, workload, state, events
         self._scoring = Scoring(fleet, workload, control, state / "scores")
         self._work = _Work()
@@ -86,7 +88,7 @@ class Driver:
             self._control.retry(self.run.name)
         with self._events.phase("optimize"):
             self._enter("optimizing")
-            made = self._optimize()
+            made = self._optimize(retry)
         if until == "optimize":
             return self._finish(made, [], until)
         devices = self._devices()
@@ -107,7 +109,7 @@ class Driver:
         self.run = replace(self.run, state=state, exit_code=None, finished_unix_ms=0)
         self._control.update_run(self.run)
 
-    def _optimize(self) -> _Made:
+    def _optimize(self, retry: bool) -> _Made:
         plans = make_plans(self._fleet, self._workload)
         asked = self._fleet.file.optimize.budget
         budget = search.Budget(asked.variants, asked.minutes)
@@ -126,8 +128,9 @@ class Driver:
                 workload.probe(),
                 self._on_pass,
                 cancelled=lambda: minutes() > budget.minutes,
+                retry=retry,
             )
-        made = _gather(outcomes)
+        made = _gather(workload, outcomes)
         if step.left:
             made.notes.append(f"{len(step.left)} plans were not run: {step.reason}: {', '.join(p.name for p in step.left)}")
         text = f"{len(made.builds)} variants from {len(plans)} plans"
@@ -163,7 +166,9 @@ class Driver:
         for built in made.builds:
             self._put(Path(made.origins[built.artifact.digest].file), built.artifact)
         targets = [(t, devices[t.name]) for t in self._fleet.targets if t.name in devices]
-        return group(source, made.builds, targets, setting)
+        lost = [Unable(s, s.reason or "it could not be reached") for _, s in targets if s.state == "lost"]
+        groups, unable = group(source, made.builds, [(t, s) for t, s in targets if s.state != "lost"], setting)
+        return groups, [*lost, *unable]
 
     def _put(self, main_file: Path, artifact: Any) -> Any:
         for entry in artifact.files:
@@ -185,7 +190,9 @@ class Driver:
         for each in groups:
             for name in each.devices:
                 known = evidence[each.id]
-                choice = choose(each, known, name) if chosen and name not in lost else None
+                choice = choose(each, known, name) if name not in lost else None
+                if choice is not None and not chosen:
+                    choice = _undecided(choice)
                 found[name] = DeviceResult(devices[name], each, known, choice, lost=lost.get(name, ""))
         for one in unable:
             nothing = Group(self.run.name, self._fleet.model_name, one.status.device_class, (one.status.device.name,), (), "", {}, "",
@@ -197,13 +204,16 @@ class Driver:
         activate = self._fleet.file.rollout.activate
         wanted: dict[str, Deployment] = {}
         for result in results:
-            told = result.choice and statement(result.group, result.choice, result.evidence, activate)
-            if told:
+            if result.choice is None or result.choice.inconclusive:
+                continue  # what runs there goes on: "can't say" is no reason to change it
+            told = statement(result.group, result.choice, result.evidence, activate)
+            if told is not None:
                 wanted[result.status.device.name] = told
         statuses = self._control.deploy(list(wanted.values()), retry)
         self._work.deployments += sum(s.state is DeploymentState.ORDERED for s in statuses)
         ended = self._control.wait_for_deployments([s.id for s in statuses], _ACTIVATION_S)
-        by_device: dict[str, DeploymentStatus] = {s.device: s for s in ended}
+        before = {s.device: s for s in self._control.deployments(self._fleet.model_name)}
+        by_device: dict[str, DeploymentStatus] = {**before, **{s.device: s for s in ended}}
         for status in ended:
             where = status.path if status.state is DeploymentState.COMMITTED else status.reason
             text = f"{status.device}: generation {status.generation} {status.state.value}: {where}"
@@ -211,7 +221,7 @@ class Driver:
         return [replace(r, deployment=by_device.get(r.status.device.name)) for r in results]
 
     def _finish(self, made: _Made, results: Sequence[DeviceResult], until: str) -> dict[str, Any]:
-        problem = self._problem(results) if until in ("select", "rollout") else None
+        problem = self._problem(results, until)
         done = until == "rollout"
         if self._work.nothing and self._opened.report and self._opened.state == "done" and done and not problem:
             return self._as_it_was()
@@ -233,6 +243,13 @@ class Driver:
             phases=self._events.phases,
             notes=self._notes(made),
         )
+        document["variants"] = [
+            {"variant": b.name, "artifact": b.artifact.digest, "bytes": b.artifact.bytes, "file": made.origins[b.artifact.digest].file}
+            for b in made.builds
+        ]
+        document["not_built"] = [
+            {"variant": f.variant, "stage": "optimize", "kind": f.failure.kind.name, "detail": f.failure.detail} for f in made.failures
+        ]
         self.run = replace(self.run, report=json.dumps(document))
         self._control.update_run(self.run)
         return document
@@ -250,23 +267,25 @@ class Driver:
             return "all measurements are taken"
         return f"{len(results)} of {len(self._fleet.targets)} devices have a winner"
 
-    def _problem(self, results: Sequence[DeviceResult]) -> EdgefarmError | None:
+    def _problem(self, results: Sequence[DeviceResult], until: str) -> EdgefarmError | None:
         """The first of the documented ends that applies, by exit code's order."""
 
         def names(chosen: Sequence[DeviceResult]) -> str:
             return "; ".join(f"{r.status.device.name}: {_why(r)}" for r in chosen)
 
-        bad_deployment = [r for r in results if r.deployment and r.deployment.state is not DeploymentState.COMMITTED]
-        infeasible = [r for r in results if r.choice and r.choice.winner is None]
-        lost = [r for r in results if r.choice is None]
+        told = [r for r in results if r.choice and not r.choice.inconclusive and r.deployment and until == "rollout"]
+        failed = [r for r in told if r.deployment and r.deployment.state in (DeploymentState.FAILED, DeploymentState.ROLLED_BACK)]
+        silent = [r for r in told if r.deployment and r.deployment.state in (DeploymentState.ORDERED, DeploymentState.STAGED)]
+        infeasible = [r for r in results if r.choice and r.choice.winner is None and not r.choice.inconclusive]
+        lost = [r for r in results if r.choice is None] + silent
         unsure = [r for r in results if r.choice and r.choice.inconclusive]
-        if bad_deployment:
-            return RolledBack(names(bad_deployment))
-        if infeasible:
+        if failed:
+            return RolledBack(names(failed))
+        if infeasible and until in ("select", "rollout"):
             return NoFeasible(names(infeasible))
-        if lost:
+        if len(lost) > self._allow_lost * len(self._fleet.targets):
             return DeviceLost(names(lost))
-        return Inconclusive(names(unsure)) if unsure else None
+        return Inconclusive(names(unsure)) if unsure and until in ("select", "rollout") else None
 
     def _notes(self, made: _Made) -> list[str]:
         notes = []
@@ -278,9 +297,15 @@ class Driver:
         return notes + made.notes
 
 
+def _undecided(choice: Choice) -> Choice:
+    """What was measured, without saying who wins."""
+    judgements = tuple(replace(j, rejected="" if j.feasible else j.rejected) for j in choice.judgements)
+    return replace(choice, winner=None, reason="not chosen: the run stopped after measuring", judgements=judgements, inconclusive=False)
+
+
 def _why(result: DeviceResult) -> str:
-    if result.deployment is not None and result.deployment.reason:
-        return result.deployment.reason
+    if result.deployment is not None and result.deployment.state is not DeploymentState.COMMITTED:
+        return result.deployment.reason or f"its deployment is {result.deployment.state.value}: no answer in time"
     return result.lost or (result.choice.reason if result.choice else "not measured")
 
 
@@ -298,8 +323,9 @@ def _seen(outcomes: Sequence[PlanOutcome]) -> list[search.Seen]:
     return seen + [search.Seen(o.plan, failed=isinstance(o, Failed)) for o in outcomes if not isinstance(o, Variant)]
 
 
-def _gather(outcomes: Sequence[PlanOutcome]) -> _Made:
+def _gather(workload: Workload, outcomes: Sequence[PlanOutcome]) -> _Made:
     made = _Made()
+    made.origins[workload.source.artifact.digest] = Origin((), str(workload.source.path))
     for outcome in outcomes:
         if isinstance(outcome, Variant):
             lineage = [step.as_json() for step in outcome.lineage]

@@ -21,7 +21,6 @@ from edgefarm.model import (
     OrderState,
     OrderStatus,
     Reduction,
-    Stage,
 )
 from edgefarm.statistics import Interval
 
@@ -133,7 +132,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of the candidates of one device class."""
+    """All that is known of the candidates of one device class.
+
+    `failures`: candidates that failed in a pass of their own, or twice in launches, or in all of them; one bad launch among good ones
+    is no failure. `confirmed`, `unconfirmed`: by (device, key).
+    """
 
     screened: Mapping[str, Launch] = field(default_factory=dict)
     launches: Mapping[str, tuple[Launch, ...]] = field(default_factory=dict)
@@ -142,6 +145,7 @@ class Evidence:
     accuracy: Mapping[str, AccuracyResult] = field(default_factory=dict)
     scores: Mapping[str, Scores] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
+    unconfirmed: Mapping[tuple[str, str], Failure] = field(default_factory=dict)
     ended: frozenset[str] = frozenset()
     spent_ns: int = 0
 
@@ -167,13 +171,17 @@ class _Gathered:
     confirmed: dict[tuple[str, str], list[Launch]] = field(default_factory=dict)
     memory: dict[str, MemoryResult] = field(default_factory=dict)
     accuracy: dict[str, AccuracyResult] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
+    failed_passes: dict[str, Failure] = field(default_factory=dict)
+    failed_launches: dict[str, list[Failure]] = field(default_factory=dict)
+    unconfirmed: dict[tuple[str, str], Failure] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     spent_ns: int = 0
 
     def add(self, status: OrderStatus) -> None:
-        if status.state in _ENDED:
-            self.ended.add(status.order.id)
+        """Takes an order that has ended. Half a round decides nothing: what is wanted next must not hang on when one looks."""
+        if status.state not in _ENDED:
+            return
+        self.ended.add(status.order.id)
         for attempt in sorted(status.attempts, key=lambda a: a.index):
             self.spent_ns += attempt.duration_ns
             outcome = attempt.outcome
@@ -184,7 +192,7 @@ class _Gathered:
             elif isinstance(outcome, AccuracyResult):
                 self.accuracy[outcome.key] = outcome
             else:
-                self._add_failure(status, outcome)
+                self._add_failure(status, attempt.device, outcome)
 
     def _add_latency(self, status: OrderStatus, attempt: Attempt, outcome: LatencyResult) -> None:
         work = status.order.work
@@ -193,7 +201,7 @@ class _Gathered:
         reference = results.get(work.contenders[0].key)
         for result in outcome.contenders:
             if result.failure is not None:
-                self.failures.setdefault(result.key, result.failure)
+                self._add_failed_launch(status, attempt.device, result.key, result.failure)
             elif reference is not None and reference.failure is None:
                 launch = Launch(
                     attempt.order, attempt.index, attempt.device, result, reference, attempt.conditions, attempt.started_unix_ms
@@ -208,13 +216,26 @@ class _Gathered:
         else:
             self.launches.setdefault(launch.result.key, []).append(launch)
 
-    def _add_failure(self, status: OrderStatus, failure: Failure) -> None:
+    def _add_failed_launch(self, status: OrderStatus, device: str, key: str, failure: Failure) -> None:
+        if stage_of(status.order.id) == CONFIRM:
+            self.unconfirmed.setdefault((device or status.device, key), failure)
+        else:
+            self.failed_launches.setdefault(key, []).append(failure)
+
+    def _add_failure(self, status: OrderStatus, device: str, failure: Failure) -> None:
         """A failure of a whole attempt is that of its candidate where there is but one besides the reference."""
         work = status.order.work
         if isinstance(work, MemoryWork | AccuracyWork):
-            self.failures.setdefault(work.contender.key, failure)
+            self.failed_passes.setdefault(work.contender.key, failure)
         elif len(work.contenders) <= 2:
-            self.failures.setdefault(work.contenders[-1].key, failure)
+            self._add_failed_launch(status, device, work.contenders[-1].key, failure)
+
+    def _failures(self) -> dict[str, Failure]:
+        found = {key: f[0] for key, f in self.failed_launches.items() if len(f) > 1 or not self._ran(key) or _final(f[0])}
+        return {**found, **self.failed_passes}
+
+    def _ran(self, key: str) -> bool:
+        return key in self.screened or key in self.launches
 
     def evidence(self, scores: Mapping[str, Scores]) -> Evidence:
         launches = {k: tuple(v) for k, v in self.launches.items()}
@@ -226,12 +247,13 @@ class _Gathered:
             self.memory,
             self.accuracy,
             {k: s for k, s in scores.items() if k in self.accuracy},
-            self.failures,
+            self._failures(),
+            self.unconfirmed,
             frozenset(self.ended),
             self.spent_ns,
         )
 
 
-def no_answer(stage: str) -> Failure:
-    """The failure of a candidate whose order ended without any result."""
-    return Failure(FailureKind.DEVICE_LOST, f"the {stage} order ended without a result", Stage.RUN)
+def _final(failure: Failure) -> bool:
+    """Whether once is enough: an order is quarantined after its second loss."""
+    return failure.kind is FailureKind.DEVICE_LOST

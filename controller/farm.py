@@ -18,7 +18,7 @@ from controller.dispatch import Dispatcher
 from controller.progress import RunView
 from controller.sessions import Doorkeeper, Peer, Session
 from controller.store import Store
-from edgefarm.errors import NotFound, ProtocolError
+from edgefarm.errors import NotFound, ProtocolError, StorageError
 from edgefarm.model import (
     FEATURES,
     PROTOCOL,
@@ -73,6 +73,7 @@ class Farm:
         self._deployments = Deployments(store, self._dispatcher.send_deployment)
         self._views: dict[str, RunView] = {}
         self._epoch = 0
+        self._failed: StorageError | None = None
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -82,6 +83,12 @@ class Farm:
                 yield
             finally:
                 self._changed.notify_all()
+
+    def _raise_failed(self) -> None:
+        """Raises, once, what `storage_failed` was told. Callers hold the lock."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
 
     # Control: runs and artifacts
 
@@ -127,17 +134,19 @@ class Farm:
         with self._changing():
             self._dispatcher.cancel(run, set(orders))
 
-    def retry(self, run: str) -> None:
-        """Lifts quarantines and remembered failures of a run's orders: their failed attempts are set aside, they are queued again."""
+    def retry(self, run: str, orders: Collection[str] = ()) -> None:
+        """Lifts quarantines and remembered failures of a run's orders (of these, if any are named): their failed attempts are set
+        aside, they are queued again."""
         with self._changing():
-            self._store.retry(run)
+            self._store.retry(run, orders)
             self._views.pop(run, None)
             self._dispatcher.dispatch()
 
     def progress(self, run: str, since: int = -1, wait_s: float = 0.0) -> Progress:
         """All orders of a run with their attempts; waits until its revision is above `since`, or `wait_s` passed. Raises NotFound."""
         with self._changed:
-            self._changed.wait_for(lambda: self._store.revision(run) > since, wait_s)
+            self._changed.wait_for(lambda: self._failed or self._store.revision(run) > since, wait_s)
+            self._raise_failed()
             view = self._views.setdefault(run, RunView(self._store, run))
             return view.refresh()
 
@@ -149,7 +158,8 @@ class Farm:
             return sorted(set(names) - there)
 
         with self._changed:
-            self._changed.wait_for(lambda: not missing() or stop(), timeout_s)
+            self._changed.wait_for(lambda: self._failed or not missing() or stop(), timeout_s)
+            self._raise_failed()
             return missing()
 
     # Control: deployments
@@ -171,7 +181,8 @@ class Farm:
     def wait_for_deployments(self, ids: Sequence[str], timeout_s: float) -> Sequence[DeploymentStatus]:
         """Waits until each has ended (committed, failed …) or the time is over; returns the statuses as they are then. Raises NotFound."""
         with self._changed:
-            self._changed.wait_for(lambda: all(s.state not in UNDERWAY for s in self._store.statuses(ids)), timeout_s)
+            self._changed.wait_for(lambda: self._failed or all(s.state not in UNDERWAY for s in self._store.statuses(ids)), timeout_s)
+            self._raise_failed()
             found = {s.id: s for s in self._store.statuses(ids)}
         if missing := [i for i in ids if i not in found]:
             raise NotFound(f"no deployment {missing[0]!r}")
@@ -211,6 +222,11 @@ class Farm:
         """Says why nobody expects a device back; forgotten when it attaches."""
         with self._changing():
             self._dispatcher.mark_lost(device, reason)
+
+    def storage_failed(self, error: StorageError) -> None:
+        """Takes an error of the store or the artifacts that a device met: who waits for devices here gets it, since they can't go on."""
+        with self._changing():
+            self._failed = error
 
     def tick(self) -> None:
         """Notices silence; call it every second or so."""

@@ -30,7 +30,8 @@ def broken(group: Group, entry: Entry, evidence: Evidence, *, certainly: bool = 
 def unproved(group: Group, entry: Entry, evidence: Evidence) -> str:
     """The first constraint that what is known does not show to hold, as text; empty if all are shown."""
     summary = _latency(entry, evidence)
-    for name in group.constraints:
+    percentile = f"{group.objective}_ms"
+    for name in (*group.constraints, *([percentile] if percentile in _PERCENTILES else [])):
         if name.startswith("accuracy") and entry.key not in evidence.scores:
             return f"{name}: accuracy was not measured"
         if name == "memory_mib" and entry.key not in evidence.memory:
@@ -78,7 +79,7 @@ def _accuracy(name: str, limit: float, group: Group, entry: Entry, evidence: Evi
         return ""
     score = scores.selection
     if name == "accuracy_min":
-        worse = score.value < limit if scores.higher_is_better else score.value > limit
+        worse = not (score.value >= limit if scores.higher_is_better else score.value <= limit)
         return (
             f"accuracy {score.value:.4g} {'<' if scores.higher_is_better else '>'} {limit:g} ({scores.metric}, n={score.n})"
             if worse
@@ -106,7 +107,7 @@ def _screened(name: str, limit: float, entry: Entry, evidence: Evidence) -> str:
 
 
 def _above(name: str, value: float, limit: float) -> str:
-    return f"{name} {value:.4g} > {limit:g}" if value > limit + 1e-12 else ""
+    return "" if value <= limit + 1e-12 else f"{name} {value:.4g} > {limit:g}"
 
 
 def _end(interval: Interval, *, upper: bool) -> float:

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from controller.control import Control
 from controller.events import Events
-from controller.evidence import Evidence, Group, fold
+from controller.evidence import SCREEN, Evidence, Group, Scores, fold, stage_of
 from controller.planner import Step, next_step
 from controller.scoring import Scoring
-from edgefarm.model import LatencyWork, Order, OrderState, Progress
+from edgefarm.model import Attempt, Failure, FailureKind, LatencyWork, Order, OrderState, Progress
 
 _POLL_S = 1.0
 _TELL_EVERY_S = 10.0
@@ -31,6 +31,7 @@ class Measuring:
         self.lost: dict[str, str] = {}
         self.submitted = 0
         self._away_since: dict[str, float] = {}
+        self._tried_again: set[str] = set()
         self._told: dict[tuple[str, str], float] = {}
 
     def run(self) -> dict[str, Evidence]:
@@ -39,23 +40,48 @@ class Measuring:
         while True:
             progress = self._control.progress(self._run, since, _POLL_S)
             since = progress.revision
+            if self._try_again(progress):
+                continue
             evidence = {g.id: self._evidence(g, progress) for g in self._groups}
             wanted = [order for g in self._groups for order in self._wanted(g, evidence[g.id], progress)]
+            self._cancel_unwanted(wanted, progress)
             if not wanted:
                 return evidence
             self._submit(wanted, progress)
             self._watch_devices()
 
+    def _cancel_unwanted(self, wanted: Sequence[Order], progress: Progress) -> None:
+        """Takes back screening that a spent budget no longer allows, and at the end all that is still open."""
+        names = {o.id for o in wanted}
+        queued = {s.order.id for s in progress.orders if s.state is OrderState.QUEUED and stage_of(s.order.id) == SCREEN}
+        still_open = {s.order.id for s in progress.orders if s.state in (OrderState.QUEUED, OrderState.SENT)}
+        unwanted = sorted((queued if wanted else still_open) - names)
+        if unwanted:
+            self._control.cancel(self._run, unwanted)
+
+    def _try_again(self, progress: Progress) -> bool:
+        """What did not reach a device (a full disk, a broken link) tells nothing of a candidate: once in a drive it is sent again."""
+        failed = {s.order.id for s in progress.orders if s.state is OrderState.DONE and any(map(_not_transferred, s.attempts))}
+        again = failed - self._tried_again
+        if again:
+            self._tried_again |= again
+            self.submitted += len(again)
+            self._control.retry(self._run, again)
+        return bool(again)
+
     def _evidence(self, group: Group, progress: Progress) -> Evidence:
         evidence = fold(progress.orders, group.device_class, {})
-        scores = {}
         base = evidence.accuracy.get(group.baseline.key)
-        if base is not None:
-            for entry in group.entries:
-                result = evidence.accuracy.get(entry.key)
-                if result is not None:
-                    scores[entry.key] = self._scoring.scores(result, base)
-        return replace(evidence, scores=scores)
+        scores: dict[str, Scores] = {}
+        failures = dict(evidence.failures)
+        for entry in group.entries if base else ():
+            if base is not None and (result := evidence.accuracy.get(entry.key)) is not None:
+                scored = self._scoring.scores(result, base)
+                if isinstance(scored, Failure):
+                    failures[entry.key] = scored
+                else:
+                    scores[entry.key] = scored
+        return replace(evidence, scores=scores, failures=failures)
 
     def _wanted(self, group: Group, evidence: Evidence, progress: Progress) -> tuple[Order, ...]:
         present = tuple(name for name in group.devices if name not in self.lost)
@@ -100,3 +126,7 @@ class Measuring:
 
 def _launches(order: Order) -> int:
     return len(order.work.launches) if isinstance(order.work, LatencyWork) else 1
+
+
+def _not_transferred(attempt: Attempt) -> bool:
+    return isinstance(attempt.outcome, Failure) and attempt.outcome.kind is FailureKind.TRANSFER

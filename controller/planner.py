@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from controller.evidence import ACCURACY, COMPARE, CONFIRM, MEMORY, SCREEN, Entry, Evidence, Group
 from controller.limits import memory_bytes
 from controller.selection import NOISE_FLOOR, about_speed, choose, hopeful
-from controller.verdicts import against, half_width, speedup, verdict
+from controller.verdicts import against, half_width, speedup, statistic, verdict
 from edgefarm.digest import canonical_json
 from edgefarm.model import BENCH_VERSION, AccuracyWork, Contender, LatencyWork, MemoryWork, Order, Scenario, Work
 from edgefarm.statistics import percentile_floor
@@ -56,15 +57,6 @@ def finalists(group: Group, evidence: Evidence) -> list[Entry]:
     return [e for e in hopeful(group, evidence) if e.key in evidence.scores][:FINALISTS]
 
 
-def estimate_ns(group: Group) -> int:
-    """A rough upper estimate of the device time that a group takes, before anything is known."""
-    launch, burst = 1_000_000_000, BURSTS * 20_000_000
-    rounds = -(-(len(group.entries) - 1) // FINALISTS)
-    screening = rounds * (launch + CONTENDERS * BURSTS * _SCREEN_BURST_NS)
-    comparing = LAUNCHES * (launch + CONTENDERS * burst)
-    return min(group.budget_ns, screening + comparing + 3 * CONTENDERS * launch)
-
-
 def _order(group: Group, stage: str, work: Work, device: str = "") -> Order:
     identity = canonical_json([BENCH_VERSION, group.device_class, device, asdict(work)])
     name = f"{group.run}/{stage}/{hashlib.sha256(identity).hexdigest()[:16]}"
@@ -92,9 +84,15 @@ def _screen(group: Group, evidence: Evidence) -> Iterator[Order]:
             if evidence.spent_ns < group.budget_ns:
                 yield together
             continue
-        for entry in batch:  # a batch without a result for all: each alone with the baseline
-            if len(batch) > 1 and entry.key not in evidence.screened and entry.key not in evidence.failures:
-                yield _order(group, SCREEN, _latency(group, [group.baseline, entry], [0], _SCREEN_BURST_NS))
+        if len(batch) > 1 and evidence.spent_ns < group.budget_ns:
+            yield from _screen_alone(group, batch, evidence)
+
+
+def _screen_alone(group: Group, batch: Sequence[Entry], evidence: Evidence) -> Iterator[Order]:
+    """Of a batch that gave no result for all: each of the rest alone with the baseline."""
+    for entry in batch:
+        if entry.key not in evidence.screened and entry.key not in evidence.failures:
+            yield _order(group, SCREEN, _latency(group, [group.baseline, entry], [0], _SCREEN_BURST_NS))
 
 
 def _accuracy(group: Group, evidence: Evidence) -> Iterator[Order]:
@@ -127,12 +125,14 @@ def _compare(group: Group, evidence: Evidence) -> Iterator[Order]:
             yield _order(group, COMPARE, _latency(group, [group.baseline, entry], range(ROUND)))
     if evidence.spent_ns > group.budget_ns:
         return
-    close = _still_close(field, evidence) if about_speed(group) else field
-    if all(_decided(group, e, evidence) for e in close) and _equal(close, evidence):
+    close = _still_close(group, field, evidence) if about_speed(group) else field
+    if all(_decided(group, e, evidence) for e in close) and _equal(group, close, evidence):
         return
     second = _order(group, COMPARE, _latency(group, [group.baseline, *close], range(ROUND, LAUNCHES)))
     yield second
-    doubted = [e for e in close if e.key in evidence.launches and verdict(evidence.launches[e.key])[0].value not in group.accept]
+    doubted = [
+        e for e in close if e.key in evidence.launches and verdict(evidence.launches[e.key], group.objective)[0].value not in group.accept
+    ]
     if doubted and second.id in evidence.ended and evidence.spent_ns < group.budget_ns:
         yield _order(group, COMPARE, _latency(group, [group.baseline, *close], range(LAUNCHES, 2 * LAUNCHES)))
 
@@ -140,20 +140,20 @@ def _compare(group: Group, evidence: Evidence) -> Iterator[Order]:
 def _decided(group: Group, entry: Entry, evidence: Evidence) -> bool:
     """Whether the first round alone tells the candidate from the baseline, and by how much."""
     early = [x for x in evidence.launches.get(entry.key, ()) if x.index < ROUND]
-    if len(early) < ROUND or verdict(early)[0].value not in group.accept:
+    if len(early) < ROUND or verdict(early, group.objective)[0].value not in group.accept:
         return False
-    surely = speedup(early, _DROP_CONFIDENCE)
-    return (surely.low > 1.0 or surely.high < 1.0) and half_width(speedup(early)) <= _PRECISE
+    surely = speedup(early, _DROP_CONFIDENCE, group.objective)
+    return (surely.low > 1.0 or surely.high < 1.0) and half_width(speedup(early, objective=group.objective)) <= _PRECISE
 
 
-def _equal(close: Sequence[Entry], evidence: Evidence) -> bool:
+def _equal(group: Group, close: Sequence[Entry], evidence: Evidence) -> bool:
     """Whether the first round shows all of `close` to be alike: more launches would not change the choice."""
     early = [[x for x in evidence.launches[e.key] if x.index < ROUND] for e in close]
-    pairs = [against(a, b) for a in early for b in early if a is not b]
+    pairs = [against(a, b, objective=group.objective) for a in early for b in early if a is not b]
     return all(ratio is not None and ratio.high < 1.0 + 2 * NOISE_FLOOR for ratio in pairs)
 
 
-def _still_close(field: Sequence[Entry], evidence: Evidence) -> list[Entry]:
+def _still_close(group: Group, field: Sequence[Entry], evidence: Evidence) -> list[Entry]:
     """Those of the field that the first round did not show to be slower than its leader.
 
     Judged on that round alone: later launches must not change which order is the second.
@@ -162,10 +162,10 @@ def _still_close(field: Sequence[Entry], evidence: Evidence) -> list[Entry]:
     measured = [e for e in field if early[e.key]]
     if not measured:
         return list(field)
-    leader = min(measured, key=lambda e: (sum(x.result.p50_ns for x in early[e.key]) / len(early[e.key]), e.key))
+    leader = min(measured, key=lambda e: (fmean(statistic(x.result, group.objective) for x in early[e.key]), e.key))
 
     def slower(entry: Entry) -> bool:
-        ratio = against(early[leader.key], early[entry.key], _DROP_CONFIDENCE)
+        ratio = against(early[leader.key], early[entry.key], _DROP_CONFIDENCE, group.objective)
         return ratio is not None and ratio.known and ratio.low > 1.0
 
     return [e for e in measured if e is leader or not slower(e)]
@@ -189,5 +189,5 @@ def _confirm(group: Group, evidence: Evidence) -> Iterator[Order]:
         if winner is None or winner.baseline:
             continue
         own = [x for x in evidence.launches.get(winner.key, ()) if x.device == device]
-        if len(own) < ROUND:
+        if len(own) < ROUND and (device, winner.key) not in evidence.unconfirmed:
             yield _order(group, CONFIRM, _latency(group, [group.baseline, winner], range(ROUND)), device)

@@ -10,14 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from controller.config import Fleet
 from controller.config.schema import MetricFunction
 from controller.control import Control
 from controller.evidence import Score, Scores
 from controller.workload import Workload
 from edgefarm.digest import atomic_write, canonical_json, digest_file
-from edgefarm.errors import EdgefarmError
-from edgefarm.model import AccuracyResult, Reduction
+from edgefarm.errors import EdgefarmError, UserError
+from edgefarm.model import AccuracyResult, Failure, FailureKind, Reduction, Stage
 from edgefarm.statistics import Interval, paired_difference, resolvable_difference, samples_to_resolve
 from edgefarm.tensors import Tensor, unpack
 from optimizer.dataset import Dataset
@@ -35,7 +37,7 @@ class Scoring:
         self._confidence = fleet.file.select.confidence
         limit = [t.constraints.accuracy_drop for t in fleet.targets if t.constraints.accuracy_drop]
         self._limit: float | None = min(limit, default=None)
-        self._known: dict[tuple[str, str], Scores] = {}
+        self._known: dict[tuple[str, str], Scores | Failure] = {}
         metric = fleet.file.data.metric
         self._function = metric if isinstance(metric, MetricFunction) else None
         self._metric: Metric | None = None if isinstance(metric, MetricFunction) else find_metric(metric)
@@ -55,19 +57,31 @@ class Scoring:
             return Reduction("raw")
         return self._metric.reduction(self._workload.source.signature.outputs, self._workload.evaluation.targets)
 
-    def scores(self, result: AccuracyResult, baseline: AccuracyResult) -> Scores:
-        """Scores of a candidate on both splits. Raises UserError if the user's metric fails."""
+    def scores(self, result: AccuracyResult, baseline: AccuracyResult) -> Scores | Failure:
+        """Scores of a candidate on both splits, or NUMERIC where its outputs give none that are finite.
+
+        Raises:
+            UserError: the user's metric fails, or the baseline itself gives no finite scores.
+        """
         identity = (result.outputs, baseline.outputs)
         if identity not in self._known:
-            mine, base = (unpack(self._control.get(r.outputs)) for r in (result, baseline))
-            start, found = 0, []
-            for split in self._workload.splits:
-                part = slice(start, start + split.n)
-                found.append(self._score(split, _cut(mine, part), _cut(base, part), identity))
-                start += split.n
-            same = self._workload.same_data
-            self._known[identity] = Scores(found[0], found[-1], self._name, self._higher_is_better, same)
+            self._known[identity] = self._scores(result, baseline, identity)
         return self._known[identity]
+
+    def _scores(self, result: AccuracyResult, baseline: AccuracyResult, identity: tuple[str, str]) -> Scores | Failure:
+        mine, base = (unpack(self._control.get(r.outputs)) for r in (result, baseline))
+        if result.key != baseline.key and (name := _not_finite(mine, base)):
+            return Failure(FailureKind.NUMERIC, f"output '{name}' is NaN or infinite where the baseline's is not", Stage.RUN)
+        start, found = 0, []
+        for split in self._workload.splits:
+            part = slice(start, start + split.n)
+            found.append(self._score(split, _cut(mine, part), _cut(base, part), identity))
+            start += split.n
+        if not all(math.isfinite(s.value) and math.isfinite(s.baseline) for s in found):
+            if all(math.isfinite(s.baseline) for s in found):
+                return Failure(FailureKind.NUMERIC, f"{self._name} gives {found[0].value} for its outputs", Stage.RUN)
+            raise UserError(f"data.metric: {self._name} gives {found[0].baseline} for the baseline's own outputs; choose another metric")
+        return Scores(found[0], found[-1], self._name, self._higher_is_better, self._workload.same_data)
 
     def _score(self, split: Dataset, mine: Outputs, base: Outputs, identity: tuple[str, str]) -> Score:
         if self._metric is None:
@@ -78,6 +92,8 @@ class Scoring:
         before = [float(v) for v in self._metric.per_sample(base, reference, outputs)]
         sign = 1.0 if self._higher_is_better else -1.0
         gained, had = [sign * v for v in values], [sign * v for v in before]
+        if not all(map(math.isfinite, (*gained, *had))):
+            return Score(math.fsum(values) / len(values), math.fsum(before) / len(before), len(values), math.nan)
         difference = paired_difference(had, gained)
         resolvable = resolvable_difference(had, gained)
         needed = samples_to_resolve(had, gained, self._limit) if self._limit and resolvable > self._limit else None
@@ -116,3 +132,12 @@ def _cut(outputs: Outputs, part: slice) -> dict[str, Sequence[Tensor]]:
         if len(samples) < part.stop:
             raise EdgefarmError(f"output '{name}' has {len(samples)} samples, {part.stop} were asked for")
     return {name: samples[part] for name, samples in outputs.items()}
+
+
+def _not_finite(mine: Outputs, base: Outputs) -> str:
+    """Name of an output that holds NaN or infinity in a sample in which the baseline's holds none; empty if there is none."""
+    for name, samples in mine.items():
+        for got, want in zip(samples, base.get(name, ())):
+            if got.dtype.kind == "f" and not np.isfinite(got).all() and np.isfinite(want).all():
+                return name
+    return ""

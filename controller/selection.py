@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 
 from controller.evidence import Entry, Evidence, Group, Launch
 from controller.limits import broken, memory_bytes, unproved
-from controller.verdicts import Latency, against, latency, speedup, verdict
+from controller.verdicts import Latency, against, latency, speedup, verdict, verdict_of_reference
 from edgefarm.model import Verdict
 from edgefarm.statistics import Interval, ratio_interval
 
 NOISE_FLOOR = 0.01  # differences below this are called equal even where an interval excludes 1
 _SLOWER = 0.95  # a candidate screened below this speed-up cannot win on latency
 _MEMORY_GAIN = 0.98
+_ALIKE = 0.03  # at most so much slower, by the interval's end, may a smaller one be that is taken for equal
 _LEAST_BURSTS = 3
 
 
@@ -103,29 +104,26 @@ def hopeful(group: Group, evidence: Evidence) -> list[Entry]:
 def choose(group: Group, evidence: Evidence, device: str) -> Choice:
     """The winner of `device`, one of the group's."""
     judgements = [_judge(group, entry, evidence) for entry in group.entries]
-    feasible = [j for j in judgements if j.feasible]
     base = judgements[0]
-    better = [j for j in feasible if not j.entry.baseline and (not base.feasible or _beats(group, j, evidence))]
+    base_breaks = bool(broken(group, group.baseline, evidence))
+    better = [j for j in judgements if j.feasible and not j.entry.baseline and (base_breaks or _beats(group, j, evidence))]
     better = [j for j in better if not _unconfirmed(j.entry, evidence, device)]
-    doubtful = [j for j in judgements if not j.feasible and j.rejected.startswith("verdict ")]
+    doubtful = any(j.rejected.startswith("verdict ") for j in judgements)
     if better:
-        winner = _best(group, better, evidence)
-        return _choice(group, device, winner, judgements, evidence, "best of the feasible candidates")
+        return _choice(group, device, _best(group, better, evidence), judgements, evidence, "best of the feasible candidates")
     if base.feasible:
         reason = "no feasible candidate is better than the baseline"
-        return _choice(group, device, base, judgements, evidence, reason, inconclusive=bool(doubtful))
+        return _choice(group, device, base, judgements, evidence, reason, inconclusive=doubtful)
     reason = f"no feasible variant; the baseline: {base.rejected}"
-    return _choice(group, device, None, judgements, evidence, reason, inconclusive=bool(doubtful))
+    return _choice(group, device, None, judgements, evidence, reason, inconclusive=doubtful)
 
 
 def _judge(group: Group, entry: Entry, evidence: Evidence) -> Judgement:
     launches = evidence.launches.get(entry.key, ())
     known = Judgement(entry, False, "")
     if launches:
-        verdict_, detail = verdict(launches)
-        if entry.baseline:  # its own reference: a ratio of 1 says nothing
-            verdict_, detail = Verdict.STABLE, "the reference"
-        known = Judgement(entry, False, "", latency(launches), speedup(launches), verdict_, detail)
+        verdict_, detail = verdict_of_reference(launches) if entry.baseline else verdict(launches, group.objective)
+        known = Judgement(entry, False, "", latency(launches), speedup(launches, objective=group.objective), verdict_, detail)
     if failure := evidence.failures.get(entry.key):
         return replace(known, rejected=f"failed: {failure.kind.value}: {failure.detail}")
     if reason := broken(group, entry, evidence) or too_slow(group, entry, evidence):
@@ -137,7 +135,8 @@ def _judge(group: Group, entry: Entry, evidence: Evidence) -> Judgement:
         return replace(known, rejected=f"screened at {ratio:.2f}x, behind those that were compared")
     if reason := unproved(group, entry, evidence):
         return replace(known, rejected=reason)
-    if known.verdict is not None and known.verdict.value not in group.accept:
+    # Choosing rests on paired ratios; the baseline is what they are taken to, whatever its own spread.
+    if not entry.baseline and known.verdict is not None and known.verdict.value not in group.accept:
         return replace(known, rejected=f"verdict {known.verdict.value}: {known.verdict_detail}")
     return replace(known, feasible=True)
 
@@ -146,7 +145,8 @@ def _beats(group: Group, judgement: Judgement, evidence: Evidence) -> bool:
     """Whether the interval says that a candidate is better than the baseline."""
     if about_speed(group):
         ratio = judgement.speedup
-        return ratio is not None and ratio.known and ratio.low > 1.0 and ratio.value > 1.0 + NOISE_FLOOR
+        known = ratio is not None and ratio.known and math.isfinite(_objective(group, judgement.entry, evidence, judgement.latency))
+        return known and ratio is not None and ratio.low > 1.0 and ratio.value > 1.0 + NOISE_FLOOR
     mine, base = _objective(group, judgement.entry, evidence, None), _objective(group, group.baseline, evidence, None)
     return mine < base * (_MEMORY_GAIN if group.objective == "memory" else 1.0)
 
@@ -155,7 +155,7 @@ def _unconfirmed(entry: Entry, evidence: Evidence, device: str) -> bool:
     """Whether a short paired run on this very device failed to show that the candidate is no slower than the baseline."""
     launches = evidence.confirmed.get((device, entry.key))
     if not launches:
-        return False
+        return (device, entry.key) in evidence.unconfirmed
     ratio = speedup(launches)
     return not ratio.known or ratio.low <= 1.0
 
@@ -182,12 +182,17 @@ def _best(group: Group, judgements: Sequence[Judgement], evidence: Evidence) -> 
 
 
 def _within_noise(group: Group, leader: Judgement, other: Judgement, evidence: Evidence) -> bool:
+    """Whether another is as good as the leader: the interval holds "equal", and nothing much worse."""
     mine = _objective(group, leader.entry, evidence, leader.latency)
     theirs = _objective(group, other.entry, evidence, other.latency)
     if not about_speed(group):
         return mine == theirs
-    ratio = against(evidence.launches.get(leader.entry.key, ()), evidence.launches.get(other.entry.key, ()))
-    return ratio is None or not ratio.known or ratio.low <= 1.0 + NOISE_FLOOR
+    a, b = evidence.launches.get(leader.entry.key, ()), evidence.launches.get(other.entry.key, ())
+    ratio = against(a, b, objective=group.objective)
+    if ratio is not None:
+        return ratio.low <= 1.0 + NOISE_FLOOR and ratio.high <= 1.0 + _ALIKE
+    first, second = leader.speedup, other.speedup  # never in one launch: by way of the baseline
+    return first is not None and second is not None and first.high / max(second.low, 1e-9) <= 1.0 + _ALIKE
 
 
 def _harm(entry: Entry, evidence: Evidence) -> float:
@@ -224,7 +229,8 @@ def _why_not(group: Group, judgement: Judgement, winner: Judgement | None, evide
         return f"not better than the baseline{shown}"
     if judgement.entry.baseline:
         return "the winner is better"
-    ratio = against(evidence.launches.get(winner.entry.key, ()), evidence.launches.get(judgement.entry.key, ()))
+    mine, theirs = (evidence.launches.get(j.entry.key, ()) for j in (winner, judgement))
+    ratio = against(mine, theirs, objective=group.objective)
     if about_speed(group) and ratio is not None and ratio.known and ratio.low > 1.0:
         return f"{ratio.value:.3f}x slower than the winner"
     return f"as good as the winner in {group.objective}, but not smaller or more accurate"

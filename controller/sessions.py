@@ -78,6 +78,7 @@ class Session:
 
     def __init__(self, device: str, instance: str, epoch: int, wake: Callable[[], None]) -> None:
         self.device, self.instance, self.epoch = device, instance, epoch
+        self.ending: set[str] = set()  # orders whose last attempt came, but not their OrderEnded: not to be sent there again yet
         self.working_on = ""  # the order that the last heartbeat named
         self.heard = 0.0  # monotonic seconds
         self.draining = False

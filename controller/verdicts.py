@@ -62,31 +62,47 @@ def latency(launches: Sequence[Launch]) -> Latency:
     )
 
 
-def speedup(launches: Sequence[Launch], confidence: float = 0.95) -> Interval:
+def statistic(result: ContenderResult, objective: str) -> float:
+    """The nanoseconds of one launch that an objective is about: a percentile, or the mean for the throughput; p50 for all others."""
+    value = {"latency_p90": result.p90_ns, "latency_p99": result.p99_ns, "throughput": result.mean_ns}.get(objective, result.p50_ns)
+    return max(1.0, float(value))
+
+
+def speedup(launches: Sequence[Launch], confidence: float = 0.95, objective: str = "latency_p50") -> Interval:
     """Reference over candidate, paired within each launch: above 1 = faster than the reference."""
-    return ratio_interval([launch.reference.p50_ns for launch in launches], [launch.result.p50_ns for launch in launches], confidence)
+    before = [statistic(launch.reference, objective) for launch in launches]
+    return ratio_interval(before, [statistic(launch.result, objective) for launch in launches], confidence)
 
 
-def against(leader: Sequence[Launch], other: Sequence[Launch], confidence: float = 0.95) -> Interval | None:
+def against(leader: Sequence[Launch], other: Sequence[Launch], confidence: float = 0.95, objective: str = "latency_p50") -> Interval | None:
     """Other over leader, over the launches that held both: above 1 = the leader is faster. None without a common launch."""
-    mine = {(x.order, x.index): x.result.p50_ns for x in leader}
-    pairs = [(x.result.p50_ns, mine[x.order, x.index]) for x in other if (x.order, x.index) in mine]
+    mine = {(x.order, x.index): statistic(x.result, objective) for x in leader}
+    pairs = [(statistic(x.result, objective), mine[x.order, x.index]) for x in other if (x.order, x.index) in mine]
     return ratio_interval([p[0] for p in pairs], [p[1] for p in pairs], confidence) if pairs else None
 
 
-def verdict(launches: Sequence[Launch]) -> tuple[Verdict, str]:
+def verdict(launches: Sequence[Launch], objective: str = "latency_p50") -> tuple[Verdict, str]:
     """The verdict on the comparison of one candidate with its reference, and what was seen."""
+    return _verdict(launches, speedup(launches, objective=objective), "speed-up")
+
+
+def verdict_of_reference(launches: Sequence[Launch]) -> tuple[Verdict, str]:
+    """The verdict on the reference's own latency. It has no ratio, so load between launches counts in full."""
+    return _verdict(launches, latency(launches).p50, "latency")
+
+
+def _verdict(launches: Sequence[Launch], interval: Interval, what: str) -> tuple[Verdict, str]:
     reasons = sorted({reason for launch in launches for reason in launch.conditions.throttled})
     if reasons:
         return Verdict.THROTTLED, f"throttled: {', '.join(reasons)}"
-    half = half_width(speedup(launches))
+    half = half_width(interval)
     if half > NOISE_LIMIT:
-        return _why_noisy(launches, half)
+        return _why_noisy(launches, half, what)
     if (share := _disturbed_share(launches)) > _DISTURBED_LIMIT:
         return Verdict.INTERFERED, f"{share:.0%} of the inferences lost the CPU to other processes, and too few did not"
     if drift := _drift(launches):
         return Verdict.UNSTEADY, drift
-    return Verdict.STABLE, f"speed-up known to +-{half:.1%} from {len(launches)} launches"
+    return Verdict.STABLE, f"{what} known to +-{half:.1%} from {len(launches)} launches"
 
 
 def half_width(interval: Interval) -> float:
@@ -103,8 +119,8 @@ def _disturbed_share(launches: Sequence[Launch]) -> float:
     return max(share([x.result for x in launches]), share([x.reference for x in launches]))
 
 
-def _why_noisy(launches: Sequence[Launch], half: float) -> tuple[Verdict, str]:
-    width = f"speed-up only known to +-{half:.0%} from {len(launches)} launches" if math.isfinite(half) else "a single launch"
+def _why_noisy(launches: Sequence[Launch], half: float, what: str) -> tuple[Verdict, str]:
+    width = f"{what} only known to +-{half:.0%} from {len(launches)} launches" if math.isfinite(half) else "a single launch"
     others = [launch.conditions.others_cpu for launch in launches if launch.conditions.others_cpu is not None]
     steal = [launch.conditions.steal for launch in launches if launch.conditions.steal is not None]
     if others and sum(others) / len(others) > _OTHERS_CPU:

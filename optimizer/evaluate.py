@@ -39,8 +39,13 @@ class Metric:
     compare: Callable[[Tensor, Tensor], float]
 
     def reduction(self, outputs: Sequence[TensorSpec], targets: Mapping[str, Tensor]) -> Reduction:
-        """What a device must give back. Raises UserError where the target or its output can't be told."""
-        output, _ = pick_target(outputs, targets) if self.needs_targets else (_main_output(outputs), "")
+        """What a device must give back. Raises UserError where the target or its output can't be told, or is no class label."""
+        output, target = pick_target(outputs, targets) if self.needs_targets else (_main_output(outputs), "")
+        if self.k and self.needs_targets:
+            try:
+                _require_classes(targets[target])
+            except _Misfit as error:
+                raise UserError(f"metric {self.name}: target {target!r}: {error}") from error
         return Reduction("topk", output, self.k) if self.k else Reduction("raw")
 
     def per_sample(self, outputs: Outputs, targets: Mapping[str, Tensor] | Outputs, specs: Sequence[TensorSpec] = ()) -> Scores:
@@ -100,10 +105,14 @@ def _main_output(outputs: Sequence[TensorSpec]) -> str:
     return (floats or [o.name for o in outputs])[0]
 
 
-def _labels(got: Tensor, want: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices `[rows, k]` and labels `[rows]` of one sample."""
+def _require_classes(want: Tensor) -> None:
     if want.dtype.kind not in "iub":
         raise _Misfit(f"class labels must be integers, these are {want.dtype.name}; use labels.argmax(-1) for scores per class")
+
+
+def _labels(got: Tensor, want: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices `[rows, k]` and labels `[rows]` of one sample."""
+    _require_classes(want)
     rows = got.reshape(-1, got.shape[-1]) if got.ndim else got.reshape(1, 1)
     labels = want.reshape(-1)
     if len(rows) != len(labels):

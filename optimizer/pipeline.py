@@ -115,8 +115,11 @@ class Pipeline:
         probe: Dataset | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
         cancelled: Callable[[], bool] = lambda: False,
+        retry: bool = False,
     ) -> list[PlanOutcome]:
         """Runs `plans` and returns what became of each, in their order; equal variants come once.
+
+        `retry`: steps that failed before are run again instead of taking their failure from the cache.
 
         Once `cancelled()` is true what runs is stopped, and plans that have no end yet are missing from the result.
 
@@ -126,7 +129,7 @@ class Pipeline:
         with ExitStack() as stack:
             work = stack.enter_context(self.cache.workspace())
             executor = self._executor or stack.enter_context(ThreadPoolExecutor(self._workers, "pass"))
-            run = _Run(self, source, plans, _inputs_only(calibration), _inputs_only(probe), on_event, work, executor)
+            run = _Run(self, source, plans, _inputs_only(calibration), _inputs_only(probe), on_event, work, executor, retry)
             stack.callback(run.stop)  # before the executor waits for its threads
             run.finish(cancelled)
         return _merged(run.outcomes())
@@ -166,6 +169,7 @@ class _Run:
     on_event: Callable[[Event], None]
     work: Path
     executor: Executor
+    retry: bool = False
     courses: list[_Course] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     running: dict[Future[PassReply], tuple[Key, _Course, PassRequest]] = field(default_factory=dict)
@@ -213,7 +217,8 @@ class _Run:
                 continue
             if any(other.digest == key.digest for other, _, _ in self.running.values()):
                 return
-            if entry := self.pipeline.cache.find(key, self.pipeline._timeout_s):
+            entry = self.pipeline.cache.find(key, self.pipeline._timeout_s)
+            if entry is not None and not (self.retry and entry.reply.outcome == "failed"):
                 self.entries[key.digest] = entry
                 self._tell(course, key, entry.reply, cached=True)
                 continue

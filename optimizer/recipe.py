@@ -161,7 +161,7 @@ def _step(pass_name: str, parameters: dict[str, Any], place: str) -> Step:
 
 def _translated(error: ValidationError, place: str, names: list[str], prefix: str = "") -> RecipeError:
     """The first complaint of pydantic as one sentence with a place."""
-    first = error.errors()[0]
+    first = max(error.errors(), key=lambda e: e["type"] == "extra_forbidden")  # a misspelt name is missing under its right one too
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)

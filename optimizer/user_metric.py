@@ -45,6 +45,15 @@ def locate(function: str, folder: Path) -> tuple[Path, str]:
     return file, attribute
 
 
+def check(function: str, folder: Path, *, timeout_s: float = 120.0) -> None:
+    """Loads the user's file and looks for the function, without calling it. Raises UserError as `score`."""
+    file, attribute = locate(function, folder)
+    with tempfile.TemporaryDirectory(prefix="edgefarm-metric-") as name:
+        work = Path(name)
+        (work / "request.json").write_text(json.dumps({"file": str(file), "function": attribute, "call": False}))
+        _run(work, f"{file}:{attribute}", file.parent, timeout_s)
+
+
 def score(
     function: str,
     folder: Path,
@@ -72,7 +81,7 @@ def score(
         work = Path(name)
         for part, tensors in (("outputs", outputs), ("reference", reference), ("targets", targets)):
             (work / f"{part}.npz").write_bytes(pack(tensors))
-        request = {"file": str(file), "function": attribute, "batch": batch, "resamples": resamples, "seed": 0}
+        request = {"file": str(file), "function": attribute, "call": True, "batch": batch, "resamples": resamples, "seed": 0}
         (work / "request.json").write_text(json.dumps(request))
         reply = _run(work, f"{file}:{attribute}", file.parent, timeout_s)
     return _scored(reply, confidence)
@@ -80,13 +89,17 @@ def score(
 
 def _run(work: Path, where: str, folder: Path, timeout_s: float) -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, str(_CHILD), str(work)]
+    reading, writing = os.pipe()  # only this process holds the writing end: the child ends with it, however that happens
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
-        )
+            [sys.executable, str(_CHILD), str(work), str(reading)],
+            cwd=folder, env=environment, pass_fds=(reading,), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise UserError(f"metric {where}: gave no score within {timeout_s:g} s") from error
+    finally:
+        os.close(reading)
+        os.close(writing)
     reply = work / "reply.json"
     if not reply.exists():
         tail = "\n".join(done.stderr.decode(errors="replace").strip().splitlines()[-6:])

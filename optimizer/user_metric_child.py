@@ -1,4 +1,4 @@
-"""The process that a user's metric runs in: `python user_metric_child.py WORK_DIR`.
+"""The process that a user's metric runs in: `python user_metric_child.py WORK_DIR PIPE`; it ends when nobody holds PIPE's other end.
 
 Started by file name, so that nothing of ours but `edgefarm` is imported and a user's `optimizer.py` is theirs: the first entry of the
 import path is the folder of the metric's file, not ours.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
+import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +20,13 @@ from typing import Any
 
 
 def main(work: Path) -> None:
-    """Scores variant and baseline, and both over resampled samples; writes `reply.json`."""
+    """Scores variant and baseline, and both over resampled samples (or only loads the function); writes `reply.json`."""
     request = json.loads((work / "request.json").read_text())
     file = Path(request["file"])
     sys.path[0] = str(file.parent)
     try:
-        reply = _evaluate(_load(file, request["function"]), request, work)
+        function = _load(file, request["function"])
+        reply = _evaluate(function, request, work) if request["call"] else {}
     except _Unusable as error:
         reply = {"error": str(error)}
     except Exception:
@@ -96,5 +100,13 @@ def _rows(tensors: Mapping[str, Any], chosen: Any, batch: int) -> dict[str, Any]
     return result
 
 
+def _end_with_parent(pipe: int, work: Path) -> None:
+    os.read(pipe, 1)
+    shutil.rmtree(work, ignore_errors=True)  # nobody else is left to do it
+    os._exit(3)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    threading.Thread(target=_end_with_parent, args=(int(sys.argv[2]), folder), daemon=True).start()
+    main(folder)

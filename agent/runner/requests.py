@@ -124,7 +124,7 @@ class Bench:
     def prove(self, runtime: str, options: Options) -> Answer:
         """Runs a tiny model with `options` and checks what comes out."""
         library = self._runtime(runtime)
-        model = library.load(library.probe_model(), {**options, "threads": 1})
+        model = library.load(library.probe_model(Path.cwd()), {**options, "threads": 1})
         x = np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
         outputs = _typed(library, lambda: model.run({model.inputs[0].name: x}))
         if not np.allclose(outputs[0], x @ x + 1, rtol=1e-2):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgefarm.errors import UserError
-from edgefarm.model import FailureKind, Options
+from edgefarm.model import FailureKind, Options, Scalar
 
 Array = Any  # numpy.ndarray; this module must not import numpy
 
@@ -44,7 +44,10 @@ class Model(Protocol):
         ...
 
     def placement(self, feeds: dict[str, Array]) -> dict[str, int]:
-        """Nodes per execution provider. May load the model again and run it: never call it while something is timed."""
+        """Nodes per execution provider, as `Runtime.providers` names it.
+
+        May load the model again and run it: never call it while something is timed.
+        """
         ...
 
     def close(self) -> None:
@@ -60,7 +63,10 @@ class Runtime(Protocol):
         ...
 
     def providers(self) -> list[str]:
-        """Execution providers (or delegates) that the library offers here and that compute on this device."""
+        """Execution providers (or delegates) that the library offers here and that compute on this device.
+
+        The first is what runs where no option selects one: the baseline's.
+        """
         ...
 
     def selection(self, provider: str) -> Options:
@@ -68,15 +74,18 @@ class Runtime(Protocol):
         ...
 
     def load(self, path: Path, options: Options) -> Model:
-        """Loads a model. Raises RuntimeFailure (LOAD, UNSUPPORTED_OP, OOM); an unknown option is named in it."""
+        """Loads a model. Every runtime takes `threads`.
+
+        Raises RuntimeFailure (LOAD, UNSUPPORTED_OP, OOM); a wrong option is named in it.
+        """
         ...
 
     def explain(self, error: Exception) -> RuntimeFailure | None:
         """What an error raised by `Model.run` means; None if it is not this library's."""
         ...
 
-    def probe_model(self) -> Path:
-        """A tiny model that any build of the library can run: `x: float32[2, 2] -> y = x @ x + 1`."""
+    def probe_model(self, folder: Path) -> Path:
+        """A tiny model that any build of the library can run: `x: float32[2, 2] -> y = x @ x + 1`; `folder` is for what must be written."""
         ...
 
 
@@ -107,6 +116,13 @@ def load_runtime(name: str) -> Runtime:
     except ImportError as error:
         raise UserError(f"{missing(name)} ({error})") from error
     return kind()  # type: ignore[no-any-return]
+
+
+def thread_count(value: Scalar) -> int:
+    """The option `threads`. Raises RuntimeFailure(LOAD)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RuntimeFailure(FailureKind.LOAD, f"option 'threads' must be a positive whole number, got {value!r}")
+    return value
 
 
 def missing(name: str) -> str:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.runtimes import Array, RuntimeFailure, TensorSpec
+from agent.runtimes import Array, RuntimeFailure, TensorSpec, thread_count
 from edgefarm.model import FailureKind, Options, Scalar
 
 # The wheel's telemetry starts a thread and writes below the home folder while it is imported: only this variable comes early enough.
@@ -78,8 +78,9 @@ class OnnxRuntime:
         return str(ort.__version__)
 
     def providers(self) -> list[str]:
-        """Execution providers in this build, without those that compute elsewhere."""
-        return [p for p in ort.get_available_providers() if p not in _REMOTE_PROVIDERS]
+        """Execution providers in this build, the CPU's first, without those that compute elsewhere."""
+        local = [p for p in ort.get_available_providers() if p not in _REMOTE_PROVIDERS]
+        return sorted(local, key=lambda provider: provider != _DEFAULT_PROVIDER)
 
     def selection(self, provider: str) -> Options:
         """One option names it."""
@@ -98,7 +99,7 @@ class OnnxRuntime:
             return RuntimeFailure(FailureKind.OOM, text)
         return RuntimeFailure(FailureKind.IO_CHANGED if type(error).__name__ == "InvalidArgument" else FailureKind.CRASH, text)
 
-    def probe_model(self) -> Path:
+    def probe_model(self, folder: Path) -> Path:
         """Made with opset 9 and IR 4, which every supported version reads."""
         return Path(__file__).with_name("probe.onnx")
 
@@ -124,7 +125,7 @@ def _settings(options: Options) -> tuple[ort.SessionOptions, str]:
     settings.inter_op_num_threads = 1
     for name, value in options.items():
         if name == "threads":
-            settings.intra_op_num_threads = _threads(value)
+            settings.intra_op_num_threads = thread_count(value)
         elif name == "execution_provider":
             provider = str(value)
         elif name == "graph_optimization_level":
@@ -135,12 +136,6 @@ def _settings(options: Options) -> tuple[ort.SessionOptions, str]:
             known = "threads, execution_provider, graph_optimization_level, and session entries with a dot in their name"
             raise RuntimeFailure(FailureKind.LOAD, f"unknown option {name!r} of onnxruntime; known are {known}")
     return settings, provider
-
-
-def _threads(value: Scalar) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RuntimeFailure(FailureKind.LOAD, f"option 'threads' must be a positive whole number, got {value!r}")
-    return value
 
 
 def _level(value: Scalar) -> ort.GraphOptimizationLevel:

@@ -33,9 +33,12 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
     async def Stat(self, request: Any, context: Context) -> Any:
         """Whether a content is there, whole, or how much of it has arrived."""
         peer = await authenticated(context, self._farm.doorkeeper)
-        async with translated(context):
+        async with translated(context, self._storage_failed):
             _check(request.digest)
             return await in_thread(self._threads, self._stat, peer.device, request.digest)
+
+    def _storage_failed(self, error: StorageError) -> None:
+        self._threads.submit(self._farm.storage_failed, error)
 
     def _stat(self, device: str, digest: str) -> artifacts_pb2.StatReply:
         self._farm.check_stat(device)
@@ -46,7 +49,7 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
     async def Fetch(self, request: Any, context: Context) -> None:
         """Sends a content from an offset on; the next batch is read, into the other buffer, while one is sent."""
         peer = await authenticated(context, self._farm.doorkeeper)
-        async with translated(context):
+        async with translated(context, self._storage_failed):
             _check(request.digest)
             stream, total = await in_thread(self._threads, self._open, peer.device, request.digest, request.offset)
             buffers = [bytearray(min(_BATCH * CHUNK_BYTES, total - request.offset)) for _ in range(2)]
@@ -74,7 +77,7 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
     async def Push(self, _: Any, context: Context) -> Any:
         """Takes a content from an offset on. A wrong offset is answered with the right one; a broken push keeps what arrived."""
         peer = await authenticated(context, self._farm.doorkeeper)
-        async with translated(context):
+        async with translated(context, self._storage_failed):
             first = await context.read()
             if first is grpc.aio.EOF:
                 raise ProtocolError("an empty push")

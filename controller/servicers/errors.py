@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 
 from controller.sessions import Doorkeeper, Peer
-from edgefarm.errors import GRPC_STATUS, Denied, EdgefarmError
+from edgefarm.errors import GRPC_STATUS, Denied, EdgefarmError, StorageError
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -27,11 +27,16 @@ async def abort(context: Context, error: EdgefarmError) -> NoReturn:
 
 
 @contextlib.asynccontextmanager
-async def translated(context: Context) -> AsyncIterator[None]:
-    """Aborts the call for every error of the block; a bug of ours is logged, and told without its details."""
+async def translated(context: Context, storage_failed: Callable[[StorageError], object]) -> AsyncIterator[None]:
+    """Aborts the call for every error of the block; a bug of ours is logged, and told without its details.
+
+    `storage_failed` is called with an error of our own disk: the device can do nothing about it. It must not block.
+    """
     try:
         yield
     except EdgefarmError as error:
+        if isinstance(error, StorageError):
+            storage_failed(error)
         await abort(context, error)
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise

@@ -13,7 +13,7 @@ import grpc
 from controller.farm import Farm
 from controller.servicers.errors import Context, authenticated, in_thread, translated
 from controller.sessions import Peer, Session
-from edgefarm.errors import ProtocolError
+from edgefarm.errors import ProtocolError, StorageError
 from edgefarm.model import Hello
 from edgefarm.v1 import fleet_pb2_grpc
 from edgefarm.wire import decode_agent, encode_controller
@@ -30,7 +30,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     async def Attach(self, _: Any, context: Context) -> None:
         """Hello first; then both sides speak as they like, until one ends or a newer session supersedes this one."""
         peer = await authenticated(context, self._farm.doorkeeper)
-        async with translated(context):
+        async with translated(context, self._storage_failed):
             first = await context.read()
             hello = None if first is grpc.aio.EOF else decode_agent(first)
             if not isinstance(hello, Hello):
@@ -50,6 +50,9 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             finally:
                 # Not awaited: this call may be ending because it was cancelled.
                 self._threads.submit(self._farm.detach, session)
+
+    def _storage_failed(self, error: StorageError) -> None:
+        self._threads.submit(self._farm.storage_failed, error)
 
     async def _admit(self, peer: Peer, hello: Hello, wake: Callable[[], None]) -> Session:
         attaching = asyncio.ensure_future(in_thread(self._threads, self._farm.attach, peer, hello, wake))

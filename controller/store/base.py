@@ -127,8 +127,11 @@ class Store(Protocol):
         """Stores an attempt once, and moves its order to `state` in the same transaction; False if it was there. Raises NotFound."""
         ...
 
-    def retry(self, run: str) -> list[str]:
-        """Sets failed attempts of ended orders aside, queues those orders again with no losses; returns their ids."""
+    def retry(self, run: str, orders: Collection[str] = ()) -> list[str]:
+        """Sets failed attempts of ended orders aside, queues those orders again with no losses; returns their ids.
+
+        Where `orders` are named, of these only.
+        """
         ...
 
     def revision(self, run: str) -> int:

@@ -111,20 +111,21 @@ def add_attempt(connection: Connection, attempt: Attempt, state: OrderState | No
     return True
 
 
-def retry(connection: Connection, run: str) -> list[str]:
-    """Sets failed attempts of ended orders aside and queues those orders again. Nothing that was measured is deleted."""
+def retry(connection: Connection, run: str, only: Collection[str] = ()) -> list[str]:
+    """Sets failed attempts of ended orders (of `only` these, if any) aside, queues those orders again. Nothing measured is deleted."""
     number = bump(connection, run)
     ended = [OrderState.DONE.value, OrderState.QUARANTINED.value]
     query = select(attempts.c.order_id, attempts.c.index, attempts.c.payload).join(orders, orders.c.id == attempts.c.order_id)
     query = query.where(orders.c.run == run, orders.c.state.in_(ended), attempts.c.retired == 0)
     failed = [(r.order_id, r.index) for r in connection.execute(query) if _failed(from_bytes(Attempt, r.payload))]
+    failed = [(order_id, index) for order_id, index in failed if not only or order_id in only]
     for order_id, index in failed:
         here = (attempts.c.order_id == order_id) & (attempts.c.index == index)
         free = connection.execute(select(func.max(attempts.c.retired)).where(here)).scalar_one() + 1
         connection.execute(update(attempts).where(here, attempts.c.retired == 0).values(retired=free))
     again = dict.fromkeys(order_id for order_id, _ in failed)
     quarantined = select(orders.c.id).where(orders.c.run == run, orders.c.state == OrderState.QUARANTINED.value).order_by(orders.c.sequence)
-    again |= dict.fromkeys(connection.execute(quarantined).scalars())
+    again |= dict.fromkeys(i for i in connection.execute(quarantined).scalars() if not only or i in only)
     for order_id in again:
         values = {"state": OrderState.QUEUED.value, "sent_to": "", "losses": 0, "touched": False, "revision": number}
         connection.execute(update(orders).where(orders.c.id == order_id).values(values))

@@ -140,10 +140,10 @@ class SqlStore:
         with self._write() as connection:
             return order_rows.add_attempt(connection, attempt, state)
 
-    def retry(self, run: str) -> list[str]:
-        """Sets failed attempts of ended orders aside and queues those orders again; returns their ids."""
+    def retry(self, run: str, orders: Collection[str] = ()) -> list[str]:
+        """Sets failed attempts of ended orders (of these, if any are named) aside and queues those orders again; returns their ids."""
         with self._write() as connection:
-            return order_rows.retry(connection, run)
+            return order_rows.retry(connection, run, orders)
 
     def revision(self, run: str) -> int:
         """Grows with every change of a run's orders or attempts. Raises NotFound."""

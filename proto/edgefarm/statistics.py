@@ -130,6 +130,8 @@ def paired_difference(reference: Sequence[float], values: Sequence[float], confi
     if len(reference) != len(values) or not values:
         raise ValueError("a paired difference needs pairs")
     differences = [v - r for r, v in zip(reference, values)]
+    if not all(map(math.isfinite, differences)):
+        raise ValueError("NaN and infinities have no difference")
     floor = min(1.0, -math.log((1 - confidence) / 2) / len(values))
     interval = mean_interval(differences, confidence)
     if not interval.known or len(set(differences)) == 1:

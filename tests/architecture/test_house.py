@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.runtimes import RUNTIMES
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ("agent", "controller", "optimizer", "proto/edgefarm")
 SOURCES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py") if "v1" not in p.relative_to(ROOT).parts)
@@ -29,7 +31,8 @@ def test_no_room_is_a_drawer() -> None:
 
 @pytest.mark.parametrize("module", ["agent.cli", "agent.link", "agent.worker", "agent.bench"])
 def test_the_supervisor_imports_neither_numpy_nor_a_runtime(module: str) -> None:
-    program = f"import sys, {module}; print([m for m in ('numpy', 'onnxruntime', 'onnx', 'controller', 'optimizer') if m in sys.modules])"
+    forbidden = ["numpy", *(entry.module for entry in RUNTIMES.values()), "onnx", "controller", "optimizer"]
+    program = f"import sys, {module}; print([m for m in {forbidden!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -15,7 +15,7 @@ from controller.farm import Farm
 from controller.sessions import Peer, Session
 from controller.store import SqlStore
 from edgefarm.digest import digest_bytes
-from edgefarm.errors import Busy, Denied, EdgefarmError, NotFound, ProtocolError, QuotaExceeded, Unreachable, UserError
+from edgefarm.errors import Busy, Denied, EdgefarmError, NotFound, ProtocolError, QuotaExceeded, StorageError, Unreachable, UserError
 from edgefarm.model import (
     Ack,
     Attempt,
@@ -418,7 +418,7 @@ def test_retry_lifts_a_quarantine(control: Control, device: FakeDevice) -> None:
 def test_retry_runs_a_failed_launch_again(control: Control, device: FakeDevice) -> None:
     device.attach()
     control.submit([an_order("o1", launches=(0, 1))])
-    device.say(an_attempt("o1", 0), a_failed_attempt("o1", 1))
+    device.say(an_attempt("o1", 0), a_failed_attempt("o1", 1), OrderEnded("o1"))
     before = control.progress("c@1")
     assert states(control) == {"o1": OrderState.DONE}
     control.retry("c@1")
@@ -426,6 +426,42 @@ def test_retry_runs_a_failed_launch_again(control: Control, device: FakeDevice) 
     assert launches(device.session.take()) == {"o1": (1,)}
     after = control.progress("c@1", before.revision)
     assert after.orders[0].attempts == (an_attempt("o1", 0),)
+
+
+def test_an_order_is_sent_again_only_once_its_device_has_let_go_of_it(control: Control, device: FakeDevice) -> None:
+    device.attach()
+    control.submit([an_order("o1", launches=(0, 1))])
+    device.say(a_failed_attempt("o1", 0), a_failed_attempt("o1", 1))
+    control.retry("c@1")
+    assert device.session is not None
+    assert launches(device.session.take()) == {}
+    assert launches(device.say(OrderEnded("o1"))) == {"o1": (0, 1)}
+    assert states(control) == {"o1": OrderState.SENT}
+
+
+def test_only_the_named_orders_are_retried(control: Control, device: FakeDevice) -> None:
+    device.attach()
+    control.submit([an_order("o1", launches=(0,)), an_order("o2", launches=(0,))])
+    for name in ("o1", "o2"):
+        device.say(a_failed_attempt(name, 0), OrderEnded(name))
+    control.retry("c@1", {"o2"})
+    found = {s.order.id: len(s.attempts) for s in control.progress("c@1").orders}
+    assert found == {"o1": 1, "o2": 0}
+
+
+def test_what_fails_on_the_controllers_disk_is_told_to_who_waits(farm: Farm, control: Control, device: FakeDevice) -> None:
+    device.attach()
+    control.submit([an_order("o1")])
+    revision = control.progress("c@1").revision
+    for wait in (
+        lambda: control.progress("c@1", revision, 60.0),
+        lambda: farm.wait_for_devices(["absent"], 60.0),
+        lambda: control.wait_for_deployments([], 60.0),
+    ):
+        farm.storage_failed(StorageError("the disk is full"))
+        with pytest.raises(StorageError, match="the disk is full"):
+            wait()
+    assert control.progress("c@1").revision == revision, "it is told once"
 
 
 # Sessions and states

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.runtimes import RUNTIMES, Model, Runtime, RuntimeEntry, RuntimeFailure, load_runtime
+from agent.runtimes import RUNTIMES, Model, Runtime, RuntimeEntry, RuntimeFailure, load_runtime, missing
 from edgefarm.errors import UserError
 from edgefarm.model import FailureKind, Options
 from tests import zoo
@@ -24,6 +26,7 @@ class Factory:
 
     Attributes:
         models: name -> builder, of what it must run.
+        samples: inputs of a model that the factory made: name -> one array per sample.
         dense: x: float32[N, 16] -> y: float32[N, 10].
         broken: a file that it must refuse.
         unsupported: a model with an operator that it lacks, or None if its format cannot say that.
@@ -31,6 +34,7 @@ class Factory:
     """
 
     models: Mapping[str, zoo.Build]
+    samples: Callable[[Path], Mapping[str, Sequence[zoo.Array]]]
     dense: zoo.Build
     broken: zoo.Build
     unsupported: zoo.Build | None
@@ -46,13 +50,14 @@ _ONNX_OPTIONS: tuple[Options, ...] = (
     {"graph_optimization_level": "all"},
 )
 FACTORIES: dict[str, Factory] = {
-    "onnxruntime": Factory(zoo.MODELS, zoo.dense, zoo.truncated, zoo.unknown_operator, _ONNX_OPTIONS),
+    "onnxruntime": Factory(zoo.MODELS, zoo.samples, zoo.dense, zoo.truncated, zoo.unknown_operator, _ONNX_OPTIONS),
 }
 CASES = [(runtime, name) for runtime, factory in FACTORIES.items() for name in factory.models]
 
 
-def test_every_row_of_the_table_has_its_contract() -> None:
+def test_every_row_of_the_table_has_its_contract_and_its_extra() -> None:
     assert set(FACTORIES) == set(RUNTIMES)
+    assert {entry.extra for entry in RUNTIMES.values()} <= set(importlib.metadata.metadata("edgefarm").get_all("Provides-Extra") or ())
 
 
 @pytest.fixture(params=sorted(FACTORIES))
@@ -63,6 +68,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def runtime(name: str) -> Runtime:
+    if importlib.util.find_spec(RUNTIMES[name].module) is None:
+        pytest.skip(missing(name))
     return load_runtime(name)
 
 
@@ -74,10 +81,10 @@ def dense(name: str, runtime: Runtime, tmp_path: Path) -> Iterator[Model]:
 
 
 @pytest.mark.parametrize(("name", "model_name"), CASES)
-def test_runs_the_zoo(name: str, model_name: str, tmp_path: Path) -> None:
+def test_runs_the_zoo(name: str, model_name: str, runtime: Runtime, tmp_path: Path) -> None:
     path = FACTORIES[name].models[model_name](tmp_path)
-    model = load_runtime(name).load(path, {"threads": 1})
-    feeds = {key: values[0] for key, values in zoo.samples(path).items()}
+    model = runtime.load(path, {"threads": 1})
+    feeds = {key: values[0] for key, values in FACTORIES[name].samples(path).items()}
     assert {spec.name for spec in model.inputs} == set(feeds)
     for spec in model.inputs:
         assert spec.dtype == feeds[spec.name].dtype.name
@@ -99,21 +106,28 @@ def test_says_its_version_and_providers(name: str, runtime: Runtime) -> None:
     assert len(set(runtime.providers())) == len(runtime.providers())
 
 
-def test_the_probe_model_runs_with_a_provider(runtime: Runtime) -> None:
-    model = runtime.load(runtime.probe_model(), {**runtime.selection(runtime.providers()[-1]), "threads": 1})
+def test_the_probe_model_runs_with_a_provider(runtime: Runtime, tmp_path: Path) -> None:
+    model = runtime.load(runtime.probe_model(tmp_path), {**runtime.selection(runtime.providers()[0]), "threads": 1})
     x = np.eye(2, dtype=np.float32)
     assert np.allclose(model.run({model.inputs[0].name: x})[0], x @ x + 1)
 
 
-def test_placement_counts_every_node(dense: Model) -> None:
+def test_placement_counts_nodes_by_provider(runtime: Runtime, dense: Model) -> None:
     placement = dense.placement({"x": np.zeros((1, 16), np.float32)})
     assert placement
     assert all(count > 0 for count in placement.values())
+    assert set(placement) <= set(runtime.providers())
+
+
+def test_the_first_provider_is_the_default(name: str, runtime: Runtime, dense: Model, tmp_path: Path) -> None:
+    selected = runtime.load(FACTORIES[name].dense(tmp_path), {**runtime.selection(runtime.providers()[0]), "threads": 1})
+    feeds = {"x": np.zeros((1, 16), np.float32)}
+    assert selected.placement(feeds) == dense.placement(feeds)
 
 
 def test_takes_its_options(name: str, runtime: Runtime, tmp_path: Path) -> None:
     path = FACTORIES[name].dense(tmp_path)
-    feeds = {key: values[0] for key, values in zoo.samples(path).items()}
+    feeds = {key: values[0] for key, values in FACTORIES[name].samples(path).items()}
     expected = runtime.load(path, {"threads": 1}).run(feeds)
     for options in FACTORIES[name].options:
         outputs = runtime.load(path, options).run(feeds)
@@ -127,12 +141,17 @@ def test_takes_its_options(name: str, runtime: Runtime, tmp_path: Path) -> None:
         ({"threads": 0}, "'threads'"),
         ({"threads": "two"}, "'threads'"),
         ({"threads": True}, "'threads'"),
-        ({"execution_provider": "NoSuchProvider"}, "'NoSuchProvider'"),
     ],
 )
 def test_a_wrong_option_is_named(name: str, runtime: Runtime, options: Options, named: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeFailure, match=named) as caught:
         runtime.load(FACTORIES[name].dense(tmp_path), options)
+    assert caught.value.kind is FailureKind.LOAD
+
+
+def test_a_provider_that_is_not_there_is_named(name: str, runtime: Runtime, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeFailure, match="'NoSuchProvider'") as caught:
+        runtime.load(FACTORIES[name].dense(tmp_path), runtime.selection("NoSuchProvider"))
     assert caught.value.kind is FailureKind.LOAD
 
 

@@ -233,7 +233,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--unknown"], 2, "--unknown"),
         (["bench", "missing.onnx"], 2, "missing.onnx: no such file"),
         (["bench", __file__], 2, "no runtime opens .py"),
-        (["bench", str(MODEL), "--runtime", "tflite"], 2, "--runtime tflite: unknown"),
+        (["bench", str(MODEL), "--runtime", "onnx"], 2, "--runtime onnx: unknown"),
         (["bench", str(MODEL), "--launches", "0"], 2, "--launches 0"),
         (["bench", str(MODEL), "--inputs", "missing.npz"], 2, "missing.npz: no such file"),
         (["bench", str(MODEL), "--option", "no_such=1"], 2, "no_such"),

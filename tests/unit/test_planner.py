@@ -165,6 +165,22 @@ def test_every_device_of_a_class_confirms_what_it_did_not_compare_itself() -> No
     assert choose(group, evidence, "d2").winner == choose(group, evidence, "d1").winner
 
 
+def test_an_order_that_is_underway_stays_wanted_whatever_its_first_launches_say() -> None:
+    group = make_group(USUAL, devices=("d1", "d2"))
+    world, noisy = FakeWorld(USUAL), FakeWorld(USUAL, noise=0.9, seed=1)
+    stages = set()
+    while orders := next_step(group, world.evidence(group)).orders:
+        order = orders[0]
+        noisy.answer(order)
+        attempts = noisy.orders[order.id].attempts
+        for arrived in range(len(attempts)):
+            world.orders[order.id] = OrderStatus(order, OrderState.SENT, order.device or "d1", attempts[:arrived])
+            assert order in next_step(group, world.evidence(group)).orders
+        world.answer(order)
+        stages.add(stage_of(order.id))
+    assert {COMPARE, CONFIRM} <= stages
+
+
 def test_a_device_that_does_not_confirm_keeps_the_baseline() -> None:
     group = make_group(USUAL[:2], devices=("d1", "d2"))
     world = FakeWorld(USUAL[:2])
