@@ -48,6 +48,7 @@ class Activation:
         self._device, self._slots, self._cache, self._transfers = device, slots, cache, transfers
         self._check, self._send, self._counters = check, send, counters
         self._seen = slots.stamp()
+        self._told = {s.id: s for s in slots.statuses()}  # by this process, or by its first Hello
 
     def step(self, deployment: Deployment | None, stopped: Callable[[], bool]) -> bool:
         """Brings one deployment to its end and reports it; False if there is none."""
@@ -60,17 +61,24 @@ class Activation:
         _LOG.info(
             "deployment %s of %s, generation %d: %s %s", status.id, status.model, status.generation, status.state.value, status.reason
         )
+        self._told[status.id] = status
         self._send(status)
-        self._seen = self._slots.stamp()
         return True
 
     def report_changes(self) -> None:
         """Tells the controller what another process changed: a `edge-agent rollback` while this agent runs."""
         stamp = self._slots.stamp()
-        if stamp != self._seen:
-            self._seen = stamp
-            for status in self._slots.statuses():
-                self._send(status)
+        if stamp == self._seen:
+            return
+        self._seen, told = stamp, self._told
+        self._told = {s.id: s for s in self._slots.statuses()}
+        for status in self._told.values():
+            before = told.get(status.id)
+            if status == before:
+                continue
+            if status.state is DeploymentState.ROLLED_BACK and (before is None or before.state is not status.state):
+                self._counters.add_rollback("user")  # nobody else goes back to the other slot
+            self._send(status)
 
     def _deploy(self, deployment: Deployment, stopped: Callable[[], bool]) -> DeploymentStatus:
         if deployment.device not in ("", self._device):
@@ -90,10 +98,7 @@ class Activation:
     def _golden(self, deployment: Deployment, main: Path, pack: Path | None, stopped: Callable[[], bool]) -> Failure | None:
         if deployment.golden is None or pack is None:
             return Failure(FailureKind.NUMERIC, "no golden outputs were given, so nothing can be checked", Stage.ACTIVATE)
-        failure = self._check.golden(deployment.candidate, main, pack, deployment.golden, stopped)
-        if failure is not None:
-            self._counters.add_rollback("check")
-        return failure
+        return self._check.golden(deployment.candidate, main, pack, deployment.golden, stopped)
 
     def _fetch(self, deployment: Deployment, stopped: Callable[[], bool]) -> Path | None:
         """Fetches files and golden pack, hashing again what was there before; returns the pack."""

@@ -109,10 +109,15 @@ class Cache:
                 self.commit(writer)
         return digest
 
-    def put_file(self, source: Path) -> str:
-        """Takes a file that was made here over into the cache (it is moved); returns its digest. Raises OSError, QuotaExceeded."""
+    def put_file(self, source: Path, owner: str) -> str:
+        """Takes a file that was made here over into the cache (it is moved); returns its digest.
+
+        `owner` pins it, on top of what it has pinned, before anybody could evict it. Raises OSError, QuotaExceeded.
+        """
         digest = digest_file(source)
         size = source.stat().st_size
+        with self._lock:
+            self._pins[owner] = self._pins.get(owner, frozenset()) | {digest}
         if self.find(digest, size) is not None:
             source.unlink()
             return digest

@@ -109,12 +109,15 @@ def _probe(options: argparse.Namespace) -> None:
         _print_json(
             {
                 "labels": dict(probe.labels()), "fingerprint": probe.fingerprint(threads), "threads": threads,
-                "capabilities": [vars(c) for c in found], "runner_limits": limits_in_force(),
+                "emulated": bool(probe.emulation()), "capabilities": [vars(c) for c in found], "runner_limits": limits_in_force(),
             }
         )  # fmt: skip
         return
-    for key, value in probe.fingerprint(threads).items():
+    for key, value in {"emulated": "no", **probe.fingerprint(threads)}.items():
         print(f"{key:14} {value}")
+    print()
+    for name, limit in limits_in_force().items():
+        print(f"{name:14} {limit}")
     print()
     for capability in found:
         name = " ".join(filter(None, (capability.runtime, capability.version, capability.provider)))

@@ -22,6 +22,8 @@ class Statement:
     digest: str
     key: str
     main: str
+    variant: str
+    runtime: str
     files: Mapping[str, tuple[str, int]]
 
     @classmethod
@@ -31,7 +33,9 @@ class Statement:
             raw = json.loads(text)
             artifact = raw["artifact"]
             files = {f["name"]: (f["digest"], f["bytes"]) for f in artifact["files"]}
-            return cls(raw["id"], raw["generation"], artifact["digest"], raw["candidate"], raw["file"], files)
+            return cls(
+                raw["id"], raw["generation"], artifact["digest"], raw["candidate"], raw["file"], raw["variant"], raw["runtime"], files
+            )  # fmt: skip
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a deployment: {error!r}") from error
 

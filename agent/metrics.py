@@ -5,31 +5,44 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from agent.ledger import Statement
 from agent.sensors import Absent, Observation, Reading
 from edgefarm import __version__
 from edgefarm.errors import Busy, UserError
-from edgefarm.model import DeploymentState, DeploymentStatus
+from edgefarm.model import Failure, LatencyResult, MemoryResult, Outcome
+from edgefarm.statistics import percentile_floor
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 
+# stat of a latency -> least number of inferences that carry it
+_STATS = {"p50": 1, "p90": percentile_floor(0.9), "p99": percentile_floor(0.99)}
+
+
 class Counters:
-    """Counts since the start of the process. Safe for several threads."""
+    """Counts since the start of the process, and what the last trials showed. Safe for several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._trials: Counter[str] = Counter()
         self._transfers: Counter[str] = Counter()
         self._rollbacks: Counter[str] = Counter()
+        self._latency_s: dict[str, Mapping[str, float]] = {}
+        self._memory_bytes: dict[str, int] = {}
 
-    def add_trial(self, outcome: str) -> None:
-        """One attempt ended; `outcome`: ok, or the kind of its failure."""
+    def add_trial(self, model: str, outcome: Outcome) -> None:
+        """One attempt of `model` ended: it counts as ok, or as the kind of its failure; its last contender's numbers are kept."""
         with self._lock:
-            self._trials[outcome] += 1
+            self._trials[outcome.kind.value if isinstance(outcome, Failure) else "ok"] += 1
+            if isinstance(outcome, MemoryResult):
+                self._memory_bytes[model] = outcome.peak_rss_bytes
+            elif isinstance(outcome, LatencyResult):
+                for result in (r for r in outcome.contenders if r.failure is None):
+                    self._latency_s[model] = {s: getattr(result, f"{s}_ns") / 1e9 for s, least in _STATS.items() if result.n >= least}
 
     def add_transfer(self, direction: str, count: int) -> None:
         """`count` bytes moved; `direction`: fetch or push."""
@@ -37,7 +50,7 @@ class Counters:
             self._transfers[direction] += count
 
     def add_rollback(self, reason: str) -> None:
-        """A deployment went back; `reason`: user or check."""
+        """A deployment went back; `reason`: user (`edge-agent rollback`)."""
         with self._lock:
             self._rollbacks[reason] += 1
 
@@ -45,6 +58,11 @@ class Counters:
         """(trials by outcome, transferred bytes by direction, rollbacks by reason)."""
         with self._lock:
             return dict(self._trials), dict(self._transfers), dict(self._rollbacks)
+
+    def last_trials(self) -> tuple[Mapping[str, Mapping[str, float]], Mapping[str, int]]:
+        """(seconds by stat by model, peak RSS by model) of the last trial that gave such a number."""
+        with self._lock:
+            return dict(self._latency_s), dict(self._memory_bytes)
 
 
 # quantity of a sensor -> (name on the page, label of its source, help)
@@ -69,13 +87,13 @@ class Page:
         device: the device's name.
         counters: what was counted.
         sensors: what each sensor says now.
-        deployments: the present statuses.
+        deployments: what runs, by model.
         disk_free: free bytes where the agent keeps its state.
     """
 
     def __init__(
         self, device: str, counters: Counters, sensors: Callable[[], Mapping[str, Sequence[Observation]]],
-        deployments: Callable[[], Iterable[DeploymentStatus]], disk_free: Callable[[], int],
+        deployments: Callable[[], Mapping[str, Statement]], disk_free: Callable[[], int],
     ) -> None:  # fmt: skip
         self._device, self._counters, self._sensors = device, counters, sensors
         self._deployments, self._disk_free = deployments, disk_free
@@ -83,6 +101,7 @@ class Page:
     def collect(self) -> Iterator[Metric]:
         """The metric families, for one scrape."""
         yield from self._counted()
+        yield from self._tried()
         yield from self._sensed()
         yield from self._deployed()
 
@@ -107,6 +126,21 @@ class Page:
                 family.add_metric([self._device, value], count)
             yield family
 
+    def _tried(self) -> Iterator[Metric]:
+        from prometheus_client.metrics_core import GaugeMetricFamily
+
+        latency = GaugeMetricFamily(
+            "edgefarm_trial_latency_seconds", "Latency of the contender measured last.", labels=["device", "model", "stat"]
+        )
+        memory = GaugeMetricFamily("edgefarm_trial_memory_bytes", "Peak RSS of the contender measured last.", labels=["device", "model"])
+        seconds, peaks = self._counters.last_trials()
+        for model, stats in seconds.items():
+            for stat, value in stats.items():
+                latency.add_metric([self._device, model, stat], value)
+        for model, peak in peaks.items():
+            memory.add_metric([self._device, model], peak)
+        yield from (latency, memory)
+
     def _sensed(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
@@ -127,11 +161,10 @@ class Page:
     def _deployed(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import GaugeMetricFamily
 
-        labels = ["device", "model", "digest", "generation"]
+        labels = ["device", "model", "variant", "runtime", "digest", "generation"]
         family = GaugeMetricFamily("edgefarm_deployment_info", "What runs, always 1.", labels=labels)
-        for status in self._deployments():
-            if status.state is DeploymentState.COMMITTED:
-                family.add_metric([self._device, status.model, status.digest, str(status.generation)], 1)
+        for model, runs in self._deployments().items():
+            family.add_metric([self._device, model, runs.variant, runs.runtime, runs.digest, str(runs.generation)], 1)
         yield family
 
 

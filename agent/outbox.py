@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from agent.cache import Cache
 from agent.journal import Journal, blobs_of
 from agent.transfer import Cancelled, Transfers
-from edgefarm.errors import EdgefarmError, Unreachable
+from edgefarm.errors import DigestMismatch, EdgefarmError, QuotaExceeded
 from edgefarm.model import (
     AccuracyResult,
     Ack,
@@ -27,13 +29,14 @@ from edgefarm.model import (
 )
 
 _LOG = logging.getLogger(__name__)
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _TRIES = 0.2, 5.0, 8
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 60.0
+_REMEMBERED = 4096  # acknowledged launches, so that an order that crosses an Ack on the wire is not run twice
 
 
 @dataclass
 class _Unsent:
     limit_s: float
-    tries: int = 0
+    pause_s: float = _FIRST_PAUSE_S
     not_before: float = 0.0
 
 
@@ -48,12 +51,17 @@ class Outbox:
         self._lock = threading.Lock()
         self._unsent: dict[AttemptId, _Unsent] = {}
         self._ended: dict[str, bool] = {}
+        self._acknowledged: deque[AttemptId] = deque(maxlen=_REMEMBERED)
         for attempt in journal.attempts():
-            cache.pin(_owner(attempt), blobs_of(attempt))
+            cache.pin(_owner(attempt.order, attempt.index), blobs_of(attempt))
+
+    def keep(self, order: str, index: int, blobs: Mapping[str, Path]) -> dict[str, str]:
+        """Moves the files of an attempt that `add` will bring into the cache; role -> digest. Raises OSError, QuotaExceeded."""
+        return {role: self._cache.put_file(path, _owner(order, index)) for role, path in blobs.items()}
 
     def add(self, attempt: Attempt, limits: Limits) -> None:
-        """Keeps an attempt whose blobs lie in the cache, and has it delivered."""
-        self._cache.pin(_owner(attempt), blobs_of(attempt))
+        """Keeps an attempt whose blobs `keep` has put into the cache, and has it delivered."""
+        self._cache.pin(_owner(attempt.order, attempt.index), blobs_of(attempt))
         self._journal.append(attempt)
         with self._lock:
             self._unsent[AttemptId(attempt.order, attempt.index)] = _Unsent(limits.transfer_ns / 1e9)
@@ -68,6 +76,21 @@ class Outbox:
         with self._lock:
             return tuple(self._ended)
 
+    def finished(self, order: str) -> frozenset[int]:
+        """Launches of an order that must not be run again: on their way to the controller, or acknowledged without any failure.
+
+        What failed and was acknowledged may be ordered again, on purpose.
+        """
+        with self._lock:
+            acknowledged = {i.index for i in self._acknowledged if i.order == order}
+        return frozenset(acknowledged | {a.index for a in self._journal.attempts() if a.order == order})
+
+    def ask_again(self) -> None:
+        """A new order gives this device new rights: what was refused is due at once."""
+        with self._lock:
+            for unsent in self._unsent.values():
+                unsent.not_before = 0.0
+
     def attached(self) -> None:
         """A new session: everything that is not acknowledged is due again."""
         fresh = Limits().transfer_ns / 1e9
@@ -79,10 +102,13 @@ class Outbox:
     def acknowledge(self, ack: Ack) -> None:
         """The controller has it: forget it, and let its blobs go."""
         identity = AttemptId(ack.order, ack.index)
+        attempt = self._journal.get(identity)
         with self._lock:
             self._unsent.pop(identity, None)
+            if attempt is not None and not _has_failure(attempt):
+                self._acknowledged.append(identity)
         self._journal.acknowledge(identity)
-        self._cache.unpin(f"attempt {ack.order} {ack.index}")
+        self._cache.unpin(_owner(ack.order, ack.index))
 
     def deliver(self, stopped: Callable[[], bool]) -> float | None:
         """Sends what is due; returns the seconds until something else is, or None (nothing, or no session)."""
@@ -114,13 +140,12 @@ class Outbox:
                 self._transfers.push(digest, unsent.limit_s, stopped)
         except Cancelled:
             return
-        except Unreachable as error:
-            if unsent.tries < _TRIES:
-                self._postpone(unsent)
-                return
+        except (DigestMismatch, QuotaExceeded) as error:  # trying again would give the same
             attempt = self._without_blobs(attempt, str(error))
         except (EdgefarmError, OSError) as error:
-            attempt = self._without_blobs(attempt, str(error))
+            _LOG.warning("order %s launch %d is kept, to be sent again in %.1f s: %s", attempt.order, attempt.index, unsent.pause_s, error)
+            self._postpone(unsent)
+            return
         if self._send(attempt):
             self._sent(identity, unsent)
         else:
@@ -132,10 +157,9 @@ class Outbox:
                 del self._unsent[identity]
 
     def _postpone(self, unsent: _Unsent) -> None:
-        """Later; a new session makes it due at once and starts the count again."""
-        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**unsent.tries)
-        unsent.tries += 1
-        unsent.not_before = time.monotonic() + pause
+        """Later, and later each time; a new session makes it due at once and begins with short pauses again."""
+        unsent.not_before = time.monotonic() + unsent.pause_s
+        unsent.pause_s = min(_LONGEST_PAUSE_S, unsent.pause_s * 2)
 
     def _without_blobs(self, attempt: Attempt, reason: str) -> Attempt:
         """What is still true of an attempt whose raw samples or outputs cannot be stored."""
@@ -161,5 +185,10 @@ class Outbox:
                     self._ended.pop(order, None)
 
 
-def _owner(attempt: Attempt) -> str:
-    return f"attempt {attempt.order} {attempt.index}"
+def _owner(order: str, index: int) -> str:
+    return f"attempt {order} {index}"
+
+
+def _has_failure(attempt: Attempt) -> bool:
+    outcome = attempt.outcome
+    return isinstance(outcome, Failure) or (isinstance(outcome, LatencyResult) and any(c.failure is not None for c in outcome.contenders))

@@ -30,6 +30,8 @@ _SIMD = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "asimdhp", "fphp", "i8mm", "bf16", "sve", "sve2", "sme",
 )  # fmt: skip
+# Arm's identity registers name no vendor for QEMU's own processor; BogoMIPS is twice its timer's 62.5 MHz, which is no real server's.
+_QEMU_MAX, _QEMU_BOGOMIPS = ("0x00", "0x051"), "125.00"
 
 
 def probe_capabilities(
@@ -87,7 +89,8 @@ def fingerprint(threads: int, root: Path = _ROOT) -> dict[str, str]:
         "os": _os_name(root),
         "threads": str(threads),
     }
-    return {**found, **runtime_versions()}
+    emulated = {"emulated": how} if (how := emulation(root)) else {}
+    return {**found, **emulated, **runtime_versions()}
 
 
 def labels(root: Path = _ROOT) -> dict[str, str]:
@@ -95,6 +98,29 @@ def labels(root: Path = _ROOT) -> dict[str, str]:
     found = {"arch": platform.machine(), "os": _label(_os_name(root))}
     board = _board(root)
     return {**found, "board": _label(board)} if board else found
+
+
+def emulation(root: Path = _ROOT, machine: str = "") -> str:
+    """How this machine's processor is emulated, if that is certain; else ''. What is emulated says nothing about speed.
+
+    A virtual machine's name alone does not tell: under a hypervisor QEMU shows the same one, and the processor is real.
+
+    Args:
+        root: `/`, or a copied tree.
+        machine: what programs are told to run on; default: this process's.
+    """
+    cpu, told = _cpu(root), _family(machine or platform.machine())
+    real = _family(text(root / "proc/sys/kernel/arch") or "") or ("x86" if "vendor_id" in cpu else "arm" if "CPU part" in cpu else "")
+    if told and real and told != real:
+        return f"programs for {told} are translated on a processor of {real}"
+    virtual = _board(root) == "linux,dummy-virt" or "QEMU" in (text(root / "sys/class/dmi/id/sys_vendor") or "")
+    ident = cpu.get("CPU implementer", ""), cpu.get("CPU part", "")
+    if told == "arm" and (ident == _QEMU_MAX or (virtual and cpu.get("BogoMIPS") == _QEMU_BOGOMIPS)):
+        return "a virtual machine without hardware support (QEMU TCG)"
+    name, clocks = cpu.get("model name", ""), text(root / "sys/devices/system/clocksource/clocksource0/available_clocksource")
+    if name.startswith("QEMU TCG") or (name.startswith("QEMU") and clocks is not None and "kvm-clock" not in clocks.split()):
+        return f"a virtual machine without hardware support ({name})"
+    return ""
 
 
 def host_id(root: Path = _ROOT) -> str:
@@ -171,6 +197,13 @@ def _cpu(root: Path) -> dict[str, str]:
     """The first processor of /proc/cpuinfo."""
     block = (text(root / "proc/cpuinfo") or "").split("\n\n")[0]
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+
+
+def _family(machine: str) -> str:
+    """Processors that run each other's programs natively, more or less; '' if unknown."""
+    if machine.startswith(("arm", "aarch64")):
+        return "arm"
+    return "x86" if re.fullmatch(r"x86_64|amd64|i[3-6]86", machine) else ""
 
 
 def _board(root: Path) -> str:

@@ -68,6 +68,11 @@ class Slots:
                 found.append(self._committed(folder, current))
         return tuple(found)
 
+    def running(self) -> dict[str, Statement]:
+        """What every model's link points at, by model."""
+        active = {f.name: self._statement(self._active(f)) for f in self._models()}
+        return {model: statement for model, statement in active.items() if statement is not None}
+
     def stamp(self) -> tuple[tuple[str, int], ...]:
         """Changes whenever a deployment's state does; cheap."""
         return tuple((f.name, _modified(f / _LEDGER)) for f in self._models())

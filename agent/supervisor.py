@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from agent import bench, identity, probe, sensors
 from agent.activation import Activation
@@ -19,10 +18,12 @@ from agent.journal import Journal
 from agent.link import Credentials, Link
 from agent.metrics import Counters, MetricsServer, Page
 from agent.outbox import Outbox
+from agent.runner.limits import limits_in_force
 from agent.slots import Slots
+from agent.threads import vital
 from agent.transfer import Cancelled, Transfers
 from agent.worker import Worker
-from edgefarm import __version__, hostlock
+from edgefarm import __version__
 from edgefarm.errors import StorageError
 from edgefarm.heap import give_back
 from edgefarm.model import (
@@ -131,7 +132,7 @@ class Supervisor:
         Raises:
             Busy: another agent uses the state folder, the metrics port is taken, or another agent took this device's place.
             Denied, ProtocolError: the controller refuses this agent for good.
-            StorageError: the state folder can't be used.
+            StorageError: the state folder can't be used, or can be no longer.
         """
         with identity.FolderLock(self._state / "agent.lock", "another agent uses this state folder"):
             try:
@@ -143,6 +144,8 @@ class Supervisor:
                 self._stop.wait()
             finally:
                 self._close()
+        if isinstance(self._error, OSError):
+            raise StorageError(f"{self._error.filename or self._state}: {self._error.strerror}") from self._error
         if self._error is not None:
             raise self._error
 
@@ -162,10 +165,11 @@ class Supervisor:
         )  # fmt: skip
         transfers = Transfers(self._link.artifacts, cache, self._attached, self._counters, config.lock)
         local = LocalBench(scratch, config.threads, config.lock)
-        outbox = Outbox(self._journal, cache, transfers, self._link.send)
+        self._outbox = Outbox(self._journal, cache, transfers, self._link.send)
         activation = Activation(config.name, self._slots, cache, transfers, local, self._link.send, self._counters)
-        self._worker = Worker(config.name, local, cache, transfers, self._journal, outbox, activation, scratch, self._counters)
-        self._outbox = outbox
+        self._worker = Worker(
+            config.name, local, cache, transfers, self._outbox, activation, scratch, self._counters, self._failed
+        )  # fmt: skip
 
     def _describe(self) -> Device:
         config = self._config
@@ -173,19 +177,21 @@ class Supervisor:
         self._probed = known is not None
         return Device(
             config.name, identity.device_id(self._state), probe.host_id(), {**probe.labels(), **config.labels},
-            probe.fingerprint(config.threads), known or (), config.threads, agent_version=__version__,
+            probe.fingerprint(config.threads), known or (), config.threads, bool(probe.emulation()), __version__,
         )  # fmt: skip
 
     def _start(self) -> None:
         if self._config.metrics is not None:
-            page = Page(self._config.name, self._counters, sensors.collect_by_sensor, self._slots.statuses, self._disk_free)
+            page = Page(self._config.name, self._counters, sensors.collect_by_sensor, self._slots.running, self._disk_free)
             self._metrics = MetricsServer(self._config.metrics, page)
             self._device = replace(self._device, metrics_address=self._metrics.url)
             _LOG.info("metrics: %s", self._metrics.url)
+        for name, limit in limits_in_force().items():
+            _LOG.info("limit of a runner: %s: %s", name, limit)
         self._worker.start()
-        self._in_thread("link", self._link.run)
+        vital("link", self._link.run, self._failed).start()
         if not self._probed:
-            self._in_thread("probe", self._probe)
+            vital("probe", self._probe, self._failed).start()
 
     def _close(self) -> None:
         self._worker.stop()
@@ -193,26 +199,19 @@ class Supervisor:
         if self._metrics is not None:
             self._metrics.close()
 
-    def _in_thread(self, name: str, target: Callable[[], Any]) -> None:
-        def guarded() -> None:
-            try:
-                target()
-            except BaseException as error:
-                self._error = error
-                self._stop.set()
-
-        threading.Thread(target=guarded, name=name, daemon=True).start()
+    def _failed(self, error: BaseException) -> None:
+        """One of the threads failed: the agent ends with its error. What one meets while all end already is no error."""
+        if not self._stop.is_set():
+            self._error = error
+            self._stop.set()
 
     def _probe(self) -> None:
         """Proves what this device can run, while nothing is measured on its host, and tells the controller."""
         self._attached.wait(_PROBE_AFTER_S)
-        with hostlock.hold(exclusive=False, path=self._config.lock, cancelled=self._stop.is_set) as held:
-            if not held:
-                return
-            try:
-                found = probe.probe_capabilities(self._config.runtimes, self._state)
-            except OSError as error:
-                raise StorageError(f"{self._state}: {error.strerror}: the agent can't keep what it found out") from error
+        try:
+            found = probe.probe_capabilities(self._config.runtimes, self._state, lock=self._config.lock, cancelled=self._stop.is_set)
+        except bench.Cancelled:
+            return
         for capability in found:
             _LOG.info("%s %s %s", capability.runtime, capability.provider, capability.reason or "works")
         self._device = replace(self._device, capabilities=found)

@@ -126,7 +126,12 @@ class Transfers:
                     if complete:
                         return
                     start = min(offset, total)
-                    complete, offset = self._remote.push(digest, total, start, self._outgoing(path, start, cancelled), clock.left())
+                    try:
+                        complete, offset = self._remote.push(digest, total, start, self._outgoing(path, start, cancelled), clock.left())
+                    except DigestMismatch:
+                        if self._cache.verify(digest) is None:
+                            raise
+                        offset = 0  # what had arrived before was damaged there, and is dropped
                     if cancelled():
                         raise Cancelled
                 if not complete:

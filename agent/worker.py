@@ -15,9 +15,9 @@ from typing import Protocol
 from agent.activation import Activation
 from agent.bench import Measured
 from agent.cache import Cache
-from agent.journal import Journal
 from agent.metrics import Counters
 from agent.outbox import Outbox
+from agent.threads import vital
 from agent.transfer import Cancelled, TimedOut, Transfers
 from edgefarm.errors import EdgefarmError
 from edgefarm.heap import give_back
@@ -25,7 +25,6 @@ from edgefarm.model import (
     AccuracyResult,
     AccuracyWork,
     Attempt,
-    AttemptId,
     Conditions,
     Contender,
     Deployment,
@@ -39,7 +38,6 @@ from edgefarm.model import (
 )
 
 _LOG = logging.getLogger(__name__)
-_REMEMBERED = 4096  # launches done here, so that an order that crosses an Ack on the wire is not run twice
 _IN_A_ROW = 2  # launches that failed as a whole, after which the rest of an order is not tried
 
 
@@ -88,22 +86,20 @@ class Worker:
     Args:
         device: this device's name.
         scratch: an empty folder on the cache's file system.
+        failed: told of an error that ended one of the threads: nothing is worked on any more.
     """
 
     def __init__(
-        self, device: str, bench: Bench, cache: Cache, transfers: Transfers, journal: Journal, outbox: Outbox, activation: Activation,
-        scratch: Path, counters: Counters,
+        self, device: str, bench: Bench, cache: Cache, transfers: Transfers, outbox: Outbox, activation: Activation, scratch: Path,
+        counters: Counters, failed: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self._device, self._bench, self._cache, self._transfers = device, bench, cache, transfers
-        self._journal, self._outbox, self._activation, self._scratch, self._counters = journal, outbox, activation, scratch, counters
+        self._outbox, self._activation, self._scratch, self._counters = outbox, activation, scratch, counters
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._deployments: deque[Deployment] = deque()
-        self._done: deque[AttemptId] = deque(maxlen=_REMEMBERED)
-        for attempt in journal.attempts():
-            self._remember(attempt)
         self._draining = self._stopped = self._woken = False
-        self._threads = [threading.Thread(target=t, name=t.__name__, daemon=True) for t in (self.run, self.run_ahead)]
+        self._threads = [vital("worker", self.run, failed), vital("fetch-ahead", self.run_ahead, failed)]
 
     def start(self) -> None:
         """Starts the threads."""
@@ -129,8 +125,8 @@ class Worker:
 
     def order(self, order: Order) -> None:
         """Takes an order, once; launches that are done already are not run again."""
-        waiting = {a.index for a in self._journal.attempts() if a.order == order.id}
-        done = waiting | {i.index for i in tuple(self._done) if i.order == order.id}
+        done = self._outbox.finished(order.id)
+        self._outbox.ask_again()
         indices = order.work.launches if isinstance(order.work, LatencyWork) else (0,)
         with self._changed:
             if self._stopped or any(job.order.id == order.id for job in self._jobs):
@@ -263,7 +259,7 @@ class Worker:
         _LOG.info("order %s: launch %d begins", job.order.id, index)
         try:
             measured = self._bench.measure(job.order, index, job.models or {}, self._inputs(job), job.cancelled.is_set)
-            outcome = self._keep(measured)
+            outcome = self._keep(job, measured)
         except (Cancelled, OSError, EdgefarmError):
             raise
         except Exception as error:  # a bug of the measuring half must not end the agent: it is this attempt's failure
@@ -283,9 +279,9 @@ class Worker:
         limit_s = job.order.limits.transfer_ns / 1e9
         return [self._transfers.fetch(digest, None, limit_s, job.cancelled.is_set) for digest in job.shards]
 
-    def _keep(self, measured: Measured) -> Outcome:
+    def _keep(self, job: Job, measured: Measured) -> Outcome:
         """Moves the blobs into the cache and their digests into the outcome. Raises OSError, QuotaExceeded."""
-        digests = {role: self._cache.put_file(path) for role, path in measured.blobs.items()}
+        digests = self._outbox.keep(job.order.id, job.left[0], measured.blobs)
         outcome = measured.outcome
         if isinstance(outcome, LatencyResult):
             return replace(outcome, samples=digests.get("samples", ""))
@@ -294,13 +290,8 @@ class Worker:
         return outcome
 
     def _record(self, job: Job, attempt: Attempt) -> None:
-        self._counters.add_trial(attempt.outcome.kind.value if isinstance(attempt.outcome, Failure) else "ok")
-        self._remember(attempt)
+        self._counters.add_trial(job.order.model, attempt.outcome)
         self._outbox.add(attempt, job.order.limits)
-
-    def _remember(self, attempt: Attempt) -> None:
-        if not isinstance(attempt.outcome, Failure):  # a failure may be ordered again, on purpose
-            self._done.append(AttemptId(attempt.order, attempt.index))
 
     def _give_up(self, job: Job, failure: Failure) -> None:
         """Answers every launch that is left with the same failure, so that the controller waits for none."""

@@ -44,7 +44,7 @@ class Deployments:
         if not names:
             raise UserError(f"model {model!r} is deployed on no device")
         statuses = []
-        for newest, present, previous in [_back(self._store.history(name, model), name, model) for name in names]:
+        for newest, present, previous in [way_back(self._store.history(name, model), name, model) for name in names]:
             again = replace(previous, generation=newest + 1, id=identity(previous, newest + 1))
             statuses.append(self._order(again, undoes=present))
         return statuses
@@ -81,7 +81,7 @@ def _standing(wanted: Deployment, history: Sequence[StoredDeployment], retry: bo
     return None
 
 
-def _back(history: Sequence[StoredDeployment], device: str, model: str) -> tuple[int, str, Deployment]:
+def way_back(history: Sequence[StoredDeployment], device: str, model: str) -> tuple[int, str, Deployment]:
     """(newest generation, id of what runs, the last committed deployment before that). Raises UserError."""
     present = next((s for s in reversed(history) if s.status.state is DeploymentState.COMMITTED), None)
     if present is None:

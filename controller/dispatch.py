@@ -161,9 +161,12 @@ class Dispatcher:
         self._store.save_device(station.device, station.last_seen_unix_ms)
 
     def mark_lost(self, device: str, reason: str) -> None:
-        """Says why nobody expects a device back."""
-        if (station := self._stations.get(device)) is not None:
-            station.given_up = reason
+        """Says why nobody expects a device back, or that it ever comes: one that never attached is known by its name only."""
+        self._stations.setdefault(device, Station(Device(device, "", ""))).given_up = reason
+
+    def given_up(self) -> set[str]:
+        """Devices that nobody expects back."""
+        return {name for name, s in self._stations.items() if s.given_up}
 
     def tick(self, silent_after_s: float) -> bool:
         """Ends sessions that went silent, takes orders back from devices that are away; says whether anything changed."""

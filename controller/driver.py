@@ -120,7 +120,7 @@ class Driver:
         def minutes() -> float:
             return (time.monotonic() - began) / 60
 
-        while isinstance(step := search.step(plans, _seen(outcomes), budget, minutes()), search.Next):
+        while isinstance(step := search.step(plans, _ended(outcomes), budget, minutes()), search.Next):
             outcomes += pipeline.run(
                 workload.source,
                 step.plans,
@@ -223,7 +223,8 @@ class Driver:
     def _finish(self, made: _Made, results: Sequence[DeviceResult], until: str) -> dict[str, Any]:
         problem = self._problem(results, until)
         done = until == "rollout"
-        if self._work.nothing and self._opened.report and self._opened.state == "done" and done and not problem:
+        before = self._opened
+        if self._work.nothing and before.report and (before.state, before.exit_code) == ("done", 0) and done and not problem:
             return self._as_it_was()
         summary = f"{type(problem).code}: {problem}" if problem else self._summary(results, until)
         self.run = replace(
@@ -258,7 +259,11 @@ class Driver:
         """The stored report of a run in which nothing had to be done again."""
         self._control.update_run(self._opened)
         document: dict[str, Any] = json.loads(self._opened.report)
-        return {**document, "summary": "nothing had to be done again: all passes, measurements and deployments were there"}
+        return {
+            **document,
+            "labels": dict(self._opened.labels),
+            "summary": "nothing had to be done again: all passes, measurements and deployments were there",
+        }
 
     def _summary(self, results: Sequence[DeviceResult], until: str) -> str:
         if until == "optimize":
@@ -317,10 +322,9 @@ def make_plans(fleet: Fleet, workload: Workload) -> list[Plan]:
         raise fleet.document.error(error.message, parse(error.field)) from error
 
 
-def _seen(outcomes: Sequence[PlanOutcome]) -> list[search.Seen]:
-    """The plans that have ended; a variant may stand for several."""
-    seen = [search.Seen(plan) for o in outcomes if isinstance(o, Variant) for plan in o.plans]
-    return seen + [search.Seen(o.plan, failed=isinstance(o, Failed)) for o in outcomes if not isinstance(o, Variant)]
+def _ended(outcomes: Sequence[PlanOutcome]) -> set[str]:
+    """Keys of the plans that have ended; a variant may stand for several."""
+    return {plan.key for o in outcomes for plan in (o.plans if isinstance(o, Variant) else (o.plan,))}
 
 
 def _gather(workload: Workload, outcomes: Sequence[PlanOutcome]) -> _Made:

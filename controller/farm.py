@@ -150,15 +150,15 @@ class Farm:
             view = self._views.setdefault(run, RunView(self._store, run))
             return view.refresh()
 
-    def wait_for_devices(self, names: Collection[str], timeout_s: float, stop: Callable[[], bool] = lambda: False) -> list[str]:
-        """Waits until all are attached and have probed, `stop()` is true after a change, or the time is over; returns those missing."""
+    def wait_for_devices(self, names: Collection[str], timeout_s: float) -> list[str]:
+        """Waits until each is attached and has probed, or was given up (`mark_lost`), or the time is over; returns those missing."""
 
         def missing() -> list[str]:
             there = {s.device.name for s in self._dispatcher.statuses() if s.state not in ("lost", "probing")}
             return sorted(set(names) - there)
 
         with self._changed:
-            self._changed.wait_for(lambda: self._failed or not missing() or stop(), timeout_s)
+            self._changed.wait_for(lambda: self._failed or not set(missing()) - self._dispatcher.given_up(), timeout_s)
             self._raise_failed()
             return missing()
 

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from controller.server import RuntimeFolder, Server
 from controller.store import SqlStore
 from edgefarm.errors import Busy, DeviceLost, StorageError, UserError
 
-__all__ = ["Hosted", "LocalDevice", "driver_lock", "look_into"]
+__all__ = ["Hosted", "LocalDevice", "driver_lock", "driver_of"]
 
 START_TIMEOUT_S = 120.0
+_LOOK_S, _PAUSE_S = 0.2, 0.01
 _LOCK, _STORE, _ARTIFACTS, _SOCKET_PLACE = "driver.lock", "store.db", "artifacts", "runtime-folder"
 
 
@@ -41,8 +43,10 @@ class Hosted:
     Raises on entry:
         Busy: another command drives this state.
         StorageError: the state can't be written.
-        UserError: an agent refuses what it was told (an unknown runtime, a port in use).
-        DeviceLost: an agent does not get ready, with the end of its log.
+        UserError: no device gets ready, because an agent refuses what it was told (an unknown runtime, a port in use).
+        DeviceLost: no device gets ready; with the ends of their logs.
+
+    Where some do, the others are `lost` in `control.devices()`, with the reason and the end of their log.
     """
 
     def __init__(
@@ -90,24 +94,13 @@ class Hosted:
         held.callback(agents.stop)
         agents.start()
         names = {d.name for d in self._devices}
-        missing = farm.wait_for_devices(names, self._start_timeout_s, lambda: bool(agents.given_up()))
-        for name, reason in agents.given_up().items():
-            raise (UserError if name in agents.refused() else DeviceLost)(f"device {name!r}: {reason}")
-        if missing:
-            name = missing[0]
-            raise DeviceLost(f"device {name!r} did not get ready within {self._start_timeout_s:g} s:{agents.log_tail(name)}")
-
-
-@contextlib.contextmanager
-def look_into(state: Path) -> Iterator[Control]:
-    """A farm without devices, to look at a state that another command may be driving. Raises UserError if there is none."""
-    if not (state / _STORE).exists():
-        raise UserError(f"{state}: nothing is kept there yet: run `controller deploy` first, or name the right place with --state")
-    store = SqlStore(state / _STORE)
-    try:
-        yield Farm(store, ArtifactStore(state / _ARTIFACTS))
-    finally:
-        store.close()
+        missing = farm.wait_for_devices(names, self._start_timeout_s)
+        for name in missing:
+            if name not in agents.given_up():
+                agents.give_up(name, f"it did not get ready within {self._start_timeout_s:g} s")
+        if len(missing) == len(names):
+            reasons = "\n".join(f"device {name!r}: {reason}" for name, reason in agents.given_up().items())
+            raise (UserError if agents.refused() else DeviceLost)(reasons)
 
 
 @contextlib.contextmanager
@@ -126,16 +119,44 @@ def driver_lock(state: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def driver_of(state: Path) -> str:
+    """The process that drives a state folder (`unknown` where that can't be told), empty if none does. Raises StorageError."""
+    path = state / _LOCK
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}: make it readable, or choose another place with --state") from error
+    try:
+        return "" if _taken(descriptor, fcntl.LOCK_SH) else _holder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _lock(descriptor: int, state: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        deadline = time.monotonic() + _LOOK_S
+        while not _taken(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:  # not one who only looks
+                raise Busy(f"{state}: driven by another command already (process {_holder(descriptor)}): wait for it, or stop it")
+            time.sleep(_PAUSE_S)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise Busy(f"{state}: driven by another command already (process {holder}): wait for it, or stop it") from error
     except OSError as error:
         raise StorageError(f"{state / _LOCK}: {error.strerror}: free some space, or choose another place with --state") from error
+
+
+def _taken(descriptor: int, mode: int) -> bool:
+    try:
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
 
 
 def _replace_runtime_folder(state: Path, folder: Path) -> None:

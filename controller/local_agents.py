@@ -23,7 +23,7 @@ _MOST_STARTS, _WITHIN_S = 5, 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _STOP_S = 5.0
 _LOG_BYTES = 4 * 2**20
-_TAIL_LINES = 8
+_TAIL_LINES, _TAIL_BYTES = 8, 4096
 _USER_ERROR = UserError.exit_code
 
 
@@ -63,16 +63,19 @@ class LocalAgents:
             agent.start()
 
     def given_up(self) -> dict[str, str]:
-        """Devices whose agent is not started again, with the reason."""
+        """Devices whose agent is not started again, with the reason and the end of their log."""
         return {a.device.name: a.given_up for a in self._agents if a.given_up}
 
     def refused(self) -> set[str]:
         """Those of `given_up` whose agent said that what it was told is wrong, or taken by another process."""
         return {a.device.name for a in self._agents if a.refused}
 
-    def log_tail(self, device: str) -> str:
-        """The last lines of a device's log, on lines of their own; empty if there are none."""
-        return next((a.log_tail() for a in self._agents if a.device.name == device), "")
+    def give_up(self, device: str, reason: str) -> None:
+        """Ends a device's agent for good; the farm is told why, with the end of its log."""
+        for agent in self._agents:
+            if agent.device.name == device:
+                agent.ask_to_stop()
+                agent.give_up(reason)
 
     def stop(self) -> None:
         """Stops them all: asks first, kills what is left after some seconds."""
@@ -90,6 +93,7 @@ class _Agent:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_began = 0  # where that of this command begins
         self._thread = threading.Thread(target=self._supervise, name=f"agent-{device.name}", daemon=True)
 
     @property
@@ -101,6 +105,7 @@ class _Agent:
             self._folder.mkdir(parents=True, exist_ok=True)
             if self._log.exists() and self._log.stat().st_size > _LOG_BYTES:
                 self._log.replace(self._log.with_suffix(".log.1"))
+            self._log_began = self._log.stat().st_size if self._log.exists() else 0
         except OSError as error:
             raise StorageError(f"{error.filename}: {error.strerror}: make it writable, or choose another place with --state") from error
         self._thread.start()
@@ -119,9 +124,12 @@ class _Agent:
                     os.killpg(self._process.pid, signal.SIGKILL)
         self._thread.join()
 
-    def log_tail(self) -> str:
+    def _log_tail(self) -> str:
+        """The last lines that the log got since `start`, on lines of their own; empty if there are none."""
         try:
-            lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            with self._log.open("rb") as log:
+                log.seek(max(self._log_began, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
         except OSError:
             return ""
         return "".join(f"\n  {line}" for line in lines)
@@ -134,21 +142,22 @@ class _Agent:
             try:
                 code = self._run()
             except OSError as error:
-                return self._give_up(f"its agent can't be started: {error}")
+                return self.give_up(f"its agent can't be started: {error}")
             if self._stopping.is_set():
                 return
             _LOG.warning("device %s: its agent ended with %d", self.device.name, code)
             if code == _USER_ERROR:
                 self.refused = True
-                return self._give_up("its agent refused to start")
+                return self.give_up("its agent refused to start")
             if len(starts) > _MOST_STARTS and starts[-1] - starts[0] < _WITHIN_S:
-                return self._give_up(f"its agent died {len(starts)} times within {_WITHIN_S:g} s")
+                return self.give_up(f"its agent died {len(starts)} times within {_WITHIN_S:g} s")
             pause = _FIRST_PAUSE_S if time.monotonic() - starts[-1] > _WITHIN_S else min(2 * pause, _LONGEST_PAUSE_S)
             self._stopping.wait(pause)
 
-    def _give_up(self, reason: str) -> None:
-        self.given_up = reason + self.log_tail()
-        self._farm.mark_lost(self.device.name, reason)
+    def give_up(self, reason: str) -> None:
+        self.given_up = reason + self._log_tail()
+        _LOG.warning("device %s is given up: %s", self.device.name, self.given_up)
+        self._farm.mark_lost(self.device.name, self.given_up)
 
     def _run(self) -> int:
         """One life of the agent; returns its exit code, negative for a signal."""

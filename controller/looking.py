@@ -1,22 +1,71 @@
-"""Reads a hosted controller's state without driving it, also while another command does."""
+"""What a state folder says to one who only looks, also while another command drives it. No device is reached, nothing is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from controller.artifacts import ArtifactStore
-from controller.control import Control
-from controller.farm import Farm
-from controller.store import SqlStore
+from controller.deployments import way_back
+from controller.hosted import driver_of
+from controller.progress import RunView
+from controller.store import SqlStore, Store
+from edgefarm.errors import UserError
+from edgefarm.model import DeploymentStatus, DeviceStatus, OrderState, OrderStatus, Run
+
+WAITING = "waiting_for_driver"
+_OFF = "its agent runs only while a command drives this state folder"
 
 
 @contextmanager
-def look_into(state: Path) -> Iterator[Control]:
-    """The farm of a state folder, without devices. Raises StorageError if it cannot be read."""
-    store = SqlStore(state / "store.db")
+def look_into(state: Path) -> Iterator[Look]:
+    """Looks into a state folder. Raises UserError if there is none, StorageError if it can't be read."""
+    place = state / "store.db"
+    if not place.exists():
+        raise UserError(f"{state}: no run was started there yet; start one with 'controller deploy', or name another place with --state")
+    store = SqlStore(place)
     try:
-        yield Farm(store, ArtifactStore(state / "artifacts"))
+        yield Look(store, driver_of(state))
     finally:
         store.close()
+
+
+class Look:
+    """What the store knows.
+
+    Args:
+        store: the farm's; it may be in use.
+        driver: the process that drives the farm, empty if none does.
+    """
+
+    def __init__(self, store: Store, driver: str) -> None:
+        self._store, self._driver = store, driver
+
+    def runs(self, campaign: str = "") -> list[Run]:
+        """Runs (of a campaign), oldest first; one that has not ended is `waiting_for_driver` where no command drives it."""
+        return [r if self._driver or r.state.startswith("done") else replace(r, state=WAITING) for r in self._store.runs(campaign)]
+
+    def orders(self, run: str) -> Sequence[OrderStatus]:
+        """All orders of a run with their attempts. Raises NotFound."""
+        return RunView(self._store, run).refresh().orders
+
+    def devices(self) -> list[DeviceStatus]:
+        """All devices that ever took part, by name: `off` while no command drives them, else `in_use`; only that command knows more."""
+        held = Counter(e.sent_to for e in self._store.queue() if e.state is OrderState.SENT)
+        state = "in_use" if self._driver else "off"
+
+        def reason(name: str) -> str:
+            return f"process {self._driver} drives it; it was given {held[name]} orders that have not ended" if self._driver else _OFF
+
+        return [DeviceStatus(d, d.device_class, state, seen, reason(d.name)) for d, seen in self._store.devices()]
+
+    def deployments(self, model: str = "") -> list[DeploymentStatus]:
+        """The newest deployment of every (device, model)."""
+        return [s.status for s in self._store.newest_deployments(model=model)]
+
+    def check_way_back(self, model: str, devices: Sequence[str]) -> None:
+        """Raises UserError for the first device that has no earlier deployment of the model to go back to."""
+        for name in devices:
+            way_back(self._store.history(name, model), name, model)

@@ -172,7 +172,12 @@ def _still_close(group: Group, field: Sequence[Entry], evidence: Evidence) -> li
 
 
 def _memory(group: Group, evidence: Evidence) -> Iterator[Order]:
-    for entry in (group.baseline, *finalists(group, evidence)):
+    """Of the finalists where memory decides, else of the baseline and what would win without knowing it."""
+    chosen = finalists(group, evidence)
+    if group.objective != "memory" and "memory_mib" not in group.constraints:
+        winners = [choose(group, evidence, device).winner for device in group.devices]
+        chosen = [e for e in chosen if e in winners]
+    for entry in (group.baseline, *chosen):
         if entry.key not in evidence.memory and entry.key not in evidence.failures:
             yield _memory_order(group, entry)
 

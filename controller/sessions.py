@@ -132,5 +132,5 @@ class Station:
 
     @property
     def attached(self) -> bool:
-        """Whether there is a session that has not ended."""
-        return self.session is not None and self.session.ended is None
+        """Whether there is a session that has not ended, of a device that was not given up since it began."""
+        return self.session is not None and self.session.ended is None and not self.given_up

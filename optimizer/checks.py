@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgefarm.errors import UserError
-from edgefarm.model import Failure, FailureKind, Stage
+from edgefarm.model import FailureKind
 from edgefarm.tensors import Tensor
 from optimizer.dataset import Dataset
 from optimizer.passes import Pass, PassFailure
@@ -148,8 +148,3 @@ def _compare(spec: TensorSpec, want: Sequence[Any], got: Sequence[Any], limit: f
     drift = float(np.sqrt(distance / norm)) if norm else 0.0
     if drift > limit:
         raise PassFailure(FailureKind.NUMERIC, f"output {spec.name!r} is off by {drift:.3g} (relative L2), allowed is {limit:g}")
-
-
-def as_failure(error: PassFailure) -> Failure:
-    """The value that stands for a failed pass."""
-    return Failure(error.kind, error.detail, Stage.OPTIMIZE)

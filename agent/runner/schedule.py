@@ -11,7 +11,7 @@ import random
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -104,6 +104,8 @@ def run_launch(lanes: Mapping[str, Lane], plan: Plan) -> dict[str, Timed]:
             lanes[key].spins = len(lanes) > 1 and _burns_cpu()
             if lanes[key].spins:
                 _settle()
+        if any(lane.spins for lane in lanes.values()):  # then each switch costs a wait: half as many, for bursts twice as long
+            plan = replace(plan, bursts=-(-plan.bursts // 2), burst_ns=2 * plan.burst_ns, min_inferences=2 * plan.min_inferences)
         _bursts(lanes, plan, order, timed)
     finally:
         gc.enable()

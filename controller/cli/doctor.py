@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 from controller import preflight
-from controller.cli.verb import FleetOption, JsonOption, StateOption, verb
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, verb
 from controller.config import load_fleet
 from controller.workload import load_workload
 from edgefarm import __version__, hostlock
@@ -40,7 +40,7 @@ class Finding:
 
 
 @verb
-def doctor(fleet: FleetOption = None, state: StateOption = None, json_: JsonOption = False) -> None:
+def doctor(fleet: FleetOption = None, state: StateOption = None, json_: JsonOption = False, controller: ControllerOption = None) -> None:
     """Look for what is missing on this machine and in a fleet file.
 
     Example: controller doctor --fleet edge.yaml

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from controller.cli.verb import verb
+from controller.cli.verb import JsonOption, verb
 from edgefarm.errors import NotAvailable
 
 _VERBS = {
@@ -36,13 +36,12 @@ def register(app: typer.Typer) -> None:
             name,
             help=f"Not available in this version: {what}.",
             context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-            hidden=True,
         )(_refusing(name))
 
 
 def _refusing(name: str) -> Callable[..., None]:
     @verb
-    def refuse(context: typer.Context) -> None:
+    def refuse(context: typer.Context, json_: JsonOption = False) -> None:
         raise NotAvailable(f"controller {name}: not available in this version ({_VERBS[name]})")
 
     return refuse

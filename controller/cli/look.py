@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, state_of, verb
-from controller.control import Control
-from controller.looking import look_into
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, report_width, state_of, verb
+from controller.looking import Look, look_into
 from controller.report import FORMS, render
 from controller.report.candidate import utc
 from edgefarm.errors import UserError
@@ -27,13 +25,14 @@ def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpt
 
     Example: controller devices --fleet edge.yaml
     """
-    with look_into(state_of(fleet, state)) as control:
-        deployed = control.deployments()
+    with look_into(state_of(fleet, state)) as look:
+        deployed = look.deployments()
         rows: list[dict[str, Any]] = [
             {
                 "name": s.device.name,
                 "class": s.device_class,
                 "state": s.state,
+                "reason": s.reason or None,
                 "threads": s.device.threads,
                 "capabilities": [_capability(c) for c in s.device.capabilities],
                 "labels": dict(s.device.labels),
@@ -45,7 +44,7 @@ def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpt
                     if d.device == s.device.name
                 ],
             }
-            for s in control.devices()
+            for s in look.devices()
         ]
     if json_:
         print(json.dumps({"devices": rows}))
@@ -56,8 +55,10 @@ def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpt
             f"{c['runtime']} {c['version']}" if c["available"] else f"no {c['runtime']}: {c['reason']}" for c in row["capabilities"]
         )
         running = ", ".join(f"{d['model']} generation {d['generation']} {d['state']}" for d in row["deployments"])
-        table.add_row(row["name"], row["state"], row["class"], str(row["threads"]), able, running)
+        table.add_row(row["name"], row["state"].replace("_", " "), row["class"], str(row["threads"]), able, running)
     _print(table)
+    for reason in dict.fromkeys(row["reason"] for row in rows if row["state"] == "off"):
+        print(f"off: {reason}")
 
 
 @verb
@@ -66,8 +67,8 @@ def runs(fleet: FleetOption = None, state: StateOption = None, json_: JsonOption
 
     Example: controller runs --fleet edge.yaml
     """
-    with look_into(state_of(fleet, state)) as control:
-        known = control.runs()
+    with look_into(state_of(fleet, state)) as look:
+        known = look.runs()
     if json_:
         print(json.dumps({"runs": [_run(r) for r in known]}))
         return
@@ -86,9 +87,9 @@ def show(
 
     Example: controller show fashion@1
     """
-    with look_into(state_of(fleet, state)) as control:
-        found = _find(control, run)
-        orders = control.progress(found.name).orders
+    with look_into(state_of(fleet, state)) as look:
+        found = _find(look, run)
+        orders = look.orders(found.name)
     stages: dict[str, dict[str, int]] = {}
     for status in orders:
         stage = stages.setdefault(status.order.id.split("/")[-2], {"orders": 0, "done": 0, "attempts": 0})
@@ -118,11 +119,11 @@ def report(
     """
     if form not in FORMS:
         raise UserError(f"--format {form}: not a form; one of {', '.join(FORMS)}")
-    with look_into(state_of(fleet, state)) as control:
-        found = _find(control, run)
+    with look_into(state_of(fleet, state)) as look:
+        found = _find(look, run)
     if not found.report:
         raise UserError(f"{found.name} has no report yet: it is {found.state}; 'controller deploy' goes on with it")
-    print(render(json.loads(found.report), "json" if json_ else form), end="")
+    print(render(json.loads(found.report), "json" if json_ else form, report_width()), end="")
 
 
 def _capability(capability: Capability) -> dict[str, Any]:
@@ -135,11 +136,11 @@ def _capability(capability: Capability) -> dict[str, Any]:
     }
 
 
-def _find(control: Control, name: str) -> Run:
-    known: Sequence[Run] = control.runs(name.partition("@")[0])
+def _find(look: Look, name: str) -> Run:
+    known = look.runs(name.partition("@")[0])
     found = [r for r in known if r.name == name or "@" not in name]
     if not found:
-        names = ", ".join(r.name for r in control.runs()) or "none"
+        names = ", ".join(r.name for r in look.runs()) or "none"
         raise UserError(f"no run is named '{name}'; there are: {names}")
     return found[-1]
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, verb
-from controller.hosted import Hosted, LocalDevice
-from edgefarm.errors import RolledBack, UserError
+from controller.hosted import Hosted, LocalDevice, driver_lock
+from controller.looking import look_into
+from edgefarm.errors import DeviceLost, RolledBack, UserError
 from edgefarm.model import DeploymentState, DeploymentStatus
 
 _WAIT_S = 300.0
@@ -32,8 +33,14 @@ def rollback(
     chosen = device or names
     if unknown := [n for n in chosen if n not in names]:
         raise UserError(f"--device {unknown[0]}: not in {loaded.path}; it has {', '.join(names)}")
+    folder = loaded.state(state)
+    with look_into(folder) as look, driver_lock(folder):  # before any agent is started
+        look.check_way_back(loaded.model_name, chosen)
     locals_ = [LocalDevice(t.name, t.runtimes, t.threads, t.labels) for t in loaded.targets if t.name in chosen]
-    with Hosted(loaded.state(state), locals_) as hosted:
+    with Hosted(folder, locals_) as hosted:
+        if lost := [s for s in hosted.control.devices() if s.state == "lost" and s.device.name in chosen]:
+            others = "nothing was ordered; --device names the devices to go back on"
+            raise DeviceLost("; ".join(f"{s.device.name}: {s.reason}" for s in lost) + f"; {others}")
         ordered = hosted.control.roll_back(loaded.model_name, chosen)
         statuses = hosted.control.wait_for_deployments([s.id for s in ordered], _WAIT_S)
     rows = [_row(s) for s in statuses]

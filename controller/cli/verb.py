@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from controller.config import Fleet, load_fleet
-from edgefarm.errors import INTERRUPTED, EdgefarmError, NotAvailable, UserError
+from edgefarm.errors import INTERRUPTED, EdgefarmError, NotAvailable
 
 F = TypeVar("F", bound=Callable[..., Any])
+_LEAST_COLUMNS = 100
 
 FleetOption = Annotated[Path | None, typer.Option("--fleet", metavar="FILE", help="The fleet file (default: edge.yaml).")]
 StateOption = Annotated[
@@ -53,12 +55,22 @@ def verb(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-def fail(message: str, exit_code: int, code: str, *, as_json: bool) -> NoReturn:
-    """Ends the command with an error."""
+def tell(message: str, exit_code: int, code: str, *, as_json: bool) -> None:
+    """Says what is wrong: on stderr, and as the JSON document on stdout where one was asked for."""
     print(f"error: {message}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": {"code": code, "message": message}, "exit_code": exit_code}))
+
+
+def fail(message: str, exit_code: int, code: str, *, as_json: bool) -> NoReturn:
+    """Ends the command with an error."""
+    tell(message, exit_code, code, as_json=as_json)
     raise typer.Exit(exit_code)
+
+
+def report_width() -> int | None:
+    """Columns of the terminal that stdout is, at least those that a table needs; None if it is none."""
+    return max(_LEAST_COLUMNS, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -71,8 +83,5 @@ def fleet_of(path: Path | None) -> Fleet:
 
 
 def state_of(fleet: Path | None, state: Path | None) -> Path:
-    """The state folder that a verb looks into. Raises UserError if nothing ran there yet."""
-    folder = state.absolute() if state else fleet_of(fleet).state(None)
-    if not (folder / "store.db").exists():
-        raise UserError(f"{folder}: no run was started there yet; start one with 'controller deploy'")
-    return folder
+    """The state folder that a verb looks into. Raises FleetFileError."""
+    return state.absolute() if state else fleet_of(fleet).state(None)

@@ -101,6 +101,10 @@ class Fleet:
     def _target(self, index: int, entry: DeviceEntry) -> Target:
         local, select = entry.local, self.file.select
         assert local is not None  # availability
+        for position, threads in enumerate(entry.threads or ()):
+            if threads > local.threads:
+                message = f"{threads} is more than the device's own limit 'local.threads', which is {local.threads}"
+                raise self.document.error(message, ("devices", index, "threads", position))
         chosen = entry.threads or ([local.threads] if self.file.measure.threads == "auto" else self.file.measure.threads)
         allowed = tuple(dict.fromkeys(t for t in chosen if t <= local.threads)) or (local.threads,)
         given = entry.constraints.model_dump(exclude_none=True) if entry.constraints else {}

@@ -79,7 +79,7 @@ class DeviceEntry(Section):
     constraints: Constraints | None = None
     objective: Objective | None = None
     runtimes: list[str] | None = None
-    threads: list[Threads] | None = None
+    threads: Annotated[list[Threads], Field(min_length=1)] | None = None
 
 
 class OptimizeBudget(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from controller.evidence import Evidence, Group
@@ -33,7 +33,6 @@ class OptimizeFailure:
 
     variant: str
     failure: Failure
-    plan: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
 
 def build(

@@ -64,12 +64,15 @@ class SqlStore:
             yield connection
 
     def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str], now_unix_ms: int) -> Run:
-        """The campaign's newest run if its spec is the same, else a new one."""
+        """The campaign's newest run if its spec is the same (it takes on the labels), else a new one."""
         with self._write() as connection:
             query = select(runs.c.payload).where(runs.c.campaign == campaign).order_by(runs.c.number.desc()).limit(1)
             payload = connection.execute(query).scalar()
             newest = None if payload is None else from_bytes(Run, payload)
             if newest is not None and newest.spec_digest == spec_digest:
+                if newest.labels != dict(labels):
+                    newest = replace(newest, labels=dict(labels))
+                    connection.execute(update(runs).where(runs.c.name == newest.name).values(payload=to_bytes(newest)))
                 return newest
             number = newest.number + 1 if newest else 1
             run = Run(f"{campaign}@{number}", campaign, number, spec_digest, spec, "open", owner, dict(labels), now_unix_ms)

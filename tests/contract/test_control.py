@@ -316,6 +316,22 @@ def test_a_device_that_is_given_up_says_why(control: Control, farm: Farm, device
     assert [(s.state, s.reason) for s in control.devices()] == [("lost", "its connection is gone")]
 
 
+def test_a_device_may_be_given_up_before_it_came_or_while_it_is_there(control: Control, farm: Farm, device: FakeDevice) -> None:
+    device.attach()
+    farm.mark_lost("bench-1", "it did not get ready")
+    farm.mark_lost("absent", "its agent can't be started")
+    assert [(s.device.name, s.state, s.reason) for s in control.devices()] == [
+        ("absent", "lost", "its agent can't be started"),
+        ("bench-1", "lost", "it did not get ready"),
+    ]
+    control.submit([an_order("o1")])
+    assert states(control) == {"o1": OrderState.QUEUED}
+    assert farm.wait_for_devices(["absent", "bench-1"], 600.0) == ["absent", "bench-1"]
+    device.attach()
+    assert states(control) == {"o1": OrderState.SENT}
+    assert farm.wait_for_devices(["absent", "bench-1"], 600.0) == ["absent"]
+
+
 def test_the_heartbeat_says_whose_fault_it_was(control: Control, device: FakeDevice) -> None:
     device.attach()
     control.submit([an_order("o1"), an_order("o2")])

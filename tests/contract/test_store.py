@@ -57,7 +57,10 @@ def with_run(store: Store) -> Store:
 def test_a_run_is_opened_again_until_its_spec_changes(store: Store) -> None:
     first = store.open_run("kitchen", "spec-1", "{}", "me", {"a": "b"}, 11)
     assert (first.name, first.number, first.labels, first.started_unix_ms) == ("kitchen@1", 1, {"a": "b"}, 11)
-    assert store.open_run("kitchen", "spec-1", "{}", "you", {}, 12) == first
+    assert store.open_run("kitchen", "spec-1", "{}", "you", {"a": "b"}, 12) == first
+    first = replace(first, labels={"a": "c", "d": ""})
+    assert store.open_run("kitchen", "spec-1", "{}", "you", {"a": "c", "d": ""}, 12) == first  # labels make no other run
+    assert store.runs() == [first]
     second = store.open_run("kitchen", "spec-2", "{}", "me", {}, 13)
     third = store.open_run("kitchen", "spec-1", "{}", "me", {}, 14)  # an old spec is a new run again
     other = store.open_run("garden", "spec-1", "{}", "me", {}, 15)

@@ -1,4 +1,7 @@
-"""An agent process for tests of hosted mode. First argument: how it behaves; the rest as for `edge-agent`."""
+"""An agent process for tests of hosted mode. The rest of the arguments is as for `edge-agent`; the first says how it behaves:
+
+good | refuse | die | die-once | never-probed | stubborn, and for single devices `,NAME=…` after it.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,14 @@ def main() -> int:
     parser.add_argument("--state", type=Path)
     parser.add_argument("--secret-fd", type=int)
     options = parser.parse_args()
+    general, *single = options.behaviour.split(",")
+    options.behaviour = dict(s.split("=") for s in single).get(options.name, general)
     (options.state / "pids").open("a").write(f"{os.getpid()}\n")
     (options.state / "arguments").write_text(repr(sys.argv[1:]))
     lives = len((options.state / "pids").read_text().split())
     print(f"life {lives} begins", flush=True)
     if options.behaviour == "refuse":
-        print("bench-1: port 80 is in use", file=sys.stderr)
+        print(f"{options.name}: port 80 is in use", file=sys.stderr)
         return 2
     if options.behaviour == "die":
         os.kill(os.getpid(), signal.SIGKILL)

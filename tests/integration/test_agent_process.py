@@ -17,6 +17,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.probe import emulation
 from edgefarm.digest import digest_file
 from edgefarm.model import (
     AccuracyResult,
@@ -79,7 +80,7 @@ def test_measures_and_activates(farm: FakeController, tmp_path: Path) -> None:
         (hello,) = farm.wait(Hello)
         assert (hello.device.name, hello.device.threads, hello.device.labels["room"]) == ("dev", 1, "lab")
         device = farm.wait(Probed)[0].device
-        assert device.can_run("onnxruntime", "CPUExecutionProvider")
+        assert any(c.available and (c.runtime, c.provider) == ("onnxruntime", "CPUExecutionProvider") for c in device.capabilities)
         assert device.id == hello.device.id
         farm.send(latency(farm, "l", 2))
         farm.send(Order("m", "run", "net", "class", MemoryWork(CONTENDER, inputs(farm), 2)))
@@ -174,6 +175,15 @@ def test_a_wrong_secret_ends_it_with_the_reason(farm: FakeController, tmp_path: 
         assert "Traceback" not in agent.output
 
 
+def test_it_ends_with_a_message_when_it_can_work_no_more(farm: FakeController, tmp_path: Path) -> None:
+    with AgentProcess(farm.address, tmp_path / "dev") as agent:
+        farm.wait(Probed)
+        (tmp_path / "dev" / "models").rename(tmp_path / "elsewhere")
+        assert agent.wait() == 6
+        assert "/models: No such file or directory" in agent.output
+        assert "Traceback" not in agent.output
+
+
 def test_one_agent_per_state_folder(farm: FakeController, tmp_path: Path) -> None:
     with AgentProcess(farm.address, tmp_path / "dev"):
         farm.wait(Hello)
@@ -189,7 +199,8 @@ def test_metrics_page(farm: FakeController, tmp_path: Path) -> None:
     with AgentProcess(farm.address, tmp_path / "dev", "--metrics", "127.0.0.1:0"):
         device = farm.wait(Probed)[0].device
         farm.send(latency(farm, "o", 1))
-        farm.wait(OrderEnded)
+        farm.send(Order("m", "run", "net", "class", MemoryWork(CONTENDER, inputs(farm), 2)))
+        farm.wait(OrderEnded, 2)
         farm.send(Deployment("d1", "dev", "net", 1, "v", CANDIDATE, golden=golden_of(farm)))
         farm.wait(DeploymentStatus, matching=lambda s: s.state is DeploymentState.COMMITTED)
         with urllib.request.urlopen(device.metrics_address, timeout=20) as reply:
@@ -200,7 +211,17 @@ def test_metrics_page(farm: FakeController, tmp_path: Path) -> None:
     assert {s.labels["direction"] for s in families["edgefarm_artifact_transfer_bytes"].samples} == {"fetch", "push"}
     collectors = {s.labels["collector"]: s.value for s in families["edgefarm_collector_success"].samples}
     assert collectors["cpu"] == collectors["memory"] == 1
-    assert families["edgefarm_deployment_info"].samples[0].labels["digest"] == DIGEST
+    (runs,) = families["edgefarm_deployment_info"].samples
+    assert runs.labels == {
+        "device": "dev", "model": "net", "variant": "v", "runtime": "onnxruntime", "digest": DIGEST, "generation": "1",
+    }  # fmt: skip
+    outcomes = {a.order: a.outcome for a in farm.of(Attempt)}
+    assert isinstance(outcomes["o"], LatencyResult)
+    assert isinstance(outcomes["m"], MemoryResult)
+    latencies = {s.labels["stat"]: s.value for s in families["edgefarm_trial_latency_seconds"].samples}
+    assert latencies["p50"] == pytest.approx(outcomes["o"].contenders[0].p50_ns / 1e9)
+    (memory,) = families["edgefarm_trial_memory_bytes"].samples
+    assert (memory.labels["model"], memory.value) == ("net", outcomes["m"].peak_rss_bytes)
     assert families["edgefarm_disk_free_bytes"].samples[0].value > 0
     assert "edgefarm_build_info" in families
 
@@ -266,7 +287,11 @@ def test_probe_tells_what_runs() -> None:
     found = json.loads(cli("probe", "--json", "--threads", "1").stdout)
     assert {"runtime": "onnxruntime", "available": True}.items() <= found["capabilities"][0].items()
     assert found["fingerprint"]["threads"] == "1"
-    assert "yes  onnxruntime" in cli("probe").stdout
+    assert found["emulated"] == bool(emulation())
+    shown = cli("probe").stdout
+    assert "yes  onnxruntime" in shown
+    assert f"emulated       {emulation() or 'no'}" in shown
+    assert f"memory         {found['runner_limits']['memory']}" in shown
 
 
 def test_rollback_and_status_while_the_agent_runs(farm: FakeController, tmp_path: Path) -> None:

@@ -31,12 +31,25 @@ def test_put_file_moves_it(tmp_path: Path) -> None:
     made = tmp_path / "outputs.npz"
     made.write_bytes(b"outputs")
     cache = Cache(tmp_path / "cache", 1000)
-    digest = cache.put_file(made)
+    digest = cache.put_file(made, "attempt")
     assert digest == digest_bytes(b"outputs")
     assert not made.exists()
     made.write_bytes(b"outputs")
-    assert cache.put_file(made) == digest  # twice: it is there already
+    assert cache.put_file(made, "attempt") == digest  # twice: it is there already
     assert not made.exists()
+
+
+def test_what_put_file_takes_is_pinned_before_anybody_can_evict_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 10)
+    taken = []
+    for name in ("outputs", "gold"):
+        (tmp_path / name).write_bytes(name.encode()[:5])
+        taken.append(cache.put_file(tmp_path / name, "attempt"))
+    with pytest.raises(QuotaExceeded):
+        cache.put(b"another")
+    assert all(cache.find(digest) for digest in taken)
+    cache.unpin("attempt")
+    cache.put(b"another")
 
 
 def test_a_broken_transfer_goes_on_where_it_was(tmp_path: Path) -> None:

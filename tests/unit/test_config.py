@@ -71,6 +71,12 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "missing data": ("evaluation.npz", "evaluatoin.npz", "did you mean 'evaluation.npz'?"),
     "two of a name": ("name: bench-2", "name: bench-1", "devices[1].name: two devices are named 'bench-1'"),
     "bad name": ("name: kitchen", "name: ../kitchen", "edge.yaml:2: name: "),
+    "more threads than the device": (
+        "threads: 1}}",
+        "threads: 1}, threads: [1, 2]}",
+        "edge.yaml:8: devices[0].threads[1]: 2 is more than the device's own limit 'local.threads', which is 1",
+    ),
+    "no threads": ("threads: 1}}", "threads: 1}, threads: []}", "devices[0].threads: List should have at least 1 item"),
     "runtimes left": ("threads: 1}}", "threads: 1}, runtimes: [tflite]}", "devices[0].runtimes: no runtime is left"),
 }
 

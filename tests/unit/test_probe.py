@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 import agent.runtimes
 from agent import probe
-from agent.probe import cached_capabilities, fingerprint, host_id, labels, probe_capabilities
+from agent.probe import cached_capabilities, emulation, fingerprint, host_id, labels, probe_capabilities
 from agent.runner.process import Cancelled
 from agent.runtimes import RUNTIMES, RuntimeEntry
 from edgefarm.model import Device
@@ -111,6 +111,58 @@ def test_labels_name_the_board(tmp_path: Path) -> None:
 
 def test_labels_without_a_board(tmp_path: Path) -> None:
     assert set(labels(plant(BARE, tmp_path))) == {"arch", "os"}
+
+
+_CLOCKS = "sys/devices/system/clocksource/clocksource0/available_clocksource"
+_CORTEX_A72 = "processor\t: 0\nBogoMIPS\t: {}\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"
+_VIRT = {"proc/device-tree/model": "linux,dummy-virt\0"}
+_X86 = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: {}\nflags\t\t: fpu hypervisor\n"
+
+
+@pytest.mark.parametrize(
+    ("machine", "tree", "how"),
+    [
+        ("aarch64", {"proc/cpuinfo": _X86.format("AMD EPYC")}, "programs for arm are translated on a processor of x86"),
+        ("armv7l", {"proc/cpuinfo": _X86.format("AMD EPYC")}, "programs for arm are translated on a processor of x86"),
+        # a newer QEMU makes up the processor as well, but not the name that the kernel gives itself
+        ("aarch64", {"proc/cpuinfo": _CORTEX_A72.format("100.00"), "proc/sys/kernel/arch": "x86_64\n"}, "on a processor of x86"),
+        ("x86_64", {"proc/cpuinfo": _CORTEX_A72.format("108.00")}, "programs for x86 are translated on a processor of arm"),
+        ("aarch64", {**_VIRT, "proc/cpuinfo": _CORTEX_A72.format("125.00")}, "QEMU TCG"),
+        ("aarch64", {"sys/class/dmi/id/sys_vendor": "QEMU\n", "proc/cpuinfo": _CORTEX_A72.format("125.00")}, "QEMU TCG"),
+        ("aarch64", {"proc/cpuinfo": "BogoMIPS : 2000.00\nCPU implementer : 0x00\nCPU part : 0x051\n"}, "QEMU TCG"),
+        ("x86_64", {"proc/cpuinfo": _X86.format("QEMU TCG CPU version 2.5+")}, "(QEMU TCG CPU version 2.5+)"),
+        ("x86_64", {"proc/cpuinfo": _X86.format("QEMU Virtual CPU version 2.5+"), _CLOCKS: "tsc hpet acpi_pm\n"}, "(QEMU Virtual CPU"),
+    ],
+)  # fmt: skip
+def test_an_emulated_processor(machine: str, tree: dict[str, str], how: str, tmp_path: Path) -> None:
+    assert how in emulation(plant(tree, tmp_path), machine)
+
+
+@pytest.mark.parametrize(
+    ("machine", "tree"),
+    [
+        ("aarch64", PI4),
+        ("armv7l", {**PI4, "proc/sys/kernel/arch": "aarch64\n"}),  # 32-bit programs, on the processor itself
+        ("x86_64", LAPTOP),
+        ("i686", {**LAPTOP, "proc/sys/kernel/arch": "x86_64\n"}),
+        ("aarch64", {**_VIRT, "proc/cpuinfo": _CORTEX_A72.format("243.75")}),  # under a hypervisor
+        ("aarch64", {"proc/cpuinfo": _CORTEX_A72.format("125.00")}),
+        ("x86_64", {"proc/cpuinfo": _X86.format("QEMU Virtual CPU version 2.5+"), _CLOCKS: "kvm-clock tsc acpi_pm\n"}),
+        ("x86_64", {"proc/cpuinfo": _X86.format("QEMU Virtual CPU version 2.5+")}),  # it can't be told
+        ("x86_64", {"sys/class/dmi/id/sys_vendor": "QEMU\n", "proc/cpuinfo": _X86.format("AMD EPYC"), _CLOCKS: "tsc\n"}),
+        ("riscv64", BARE),
+    ],
+)  # fmt: skip
+def test_a_processor_that_is_not_emulated_or_may_be_not(machine: str, tree: dict[str, str], tmp_path: Path) -> None:
+    assert emulation(plant(tree, tmp_path), machine) == ""
+
+
+def test_an_emulated_device_shares_no_class_with_a_real_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    real = fingerprint(1, plant({**PI4, **_VIRT, "proc/cpuinfo": _CORTEX_A72.format("108.00")}, tmp_path / "a"))
+    emulated = fingerprint(1, plant({**PI4, **_VIRT, "proc/cpuinfo": _CORTEX_A72.format("125.00")}, tmp_path / "b"))
+    assert "emulated" not in real
+    assert emulated == {**real, "emulated": "a virtual machine without hardware support (QEMU TCG)"}
 
 
 def test_host_id_is_the_boot_id(tmp_path: Path) -> None:

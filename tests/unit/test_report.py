@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,11 +15,13 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 
+import agent.cli
 import controller.report
+from controller.evidence import Entry, Evidence
 from controller.report import FORMS, DeviceResult, build, render
-from controller.report.candidate import Origin
+from controller.report.candidate import Origin, candidate
 from controller.report.document import OptimizeFailure
-from controller.selection import choose
+from controller.selection import Judgement, choose
 from edgefarm.model import (
     Capability,
     DeploymentState,
@@ -95,13 +100,71 @@ def test_what_was_not_measured_is_null_with_its_reason(report: dict[str, Any]) -
     assert "slower than the baseline" in by_name["slow"]["unavailable"]["latency_ns"]
     assert by_name["slow"]["screening"]["speedup"] == pytest.approx(1 / 9, rel=0.1)
     assert by_name["crashing"]["rejected"] == "failed: crash: as told"
-    for candidate in device["candidates"]:
-        for name in ("latency_ns", "energy", "memory", "accuracy", "placement", "verdict"):
-            assert (candidate[name] is None) == (name in candidate["unavailable"]), (candidate["variant"], name)
+    for one in device["candidates"]:
+        assert list(without_reason(one)) == [], one["variant"]
+        assert [n for n in one["unavailable"] if one.get(n) is not None] == [], "a reason for what is there"
     assert device["winner"]["reproduce"] == "edge-agent bench '/variants/a b/model.onnx' --runtime onnxruntime --threads 1"
     assert {f["kind"] for f in device["failures"]} == {"UNCHANGED", "CRASH"}
     assert report["devices"][1]["winner"] is None
     assert report["devices"][1]["reason"] == "no sign of life for 90 s"
+
+
+# Null says something of its own there: like the source; not rejected; the samples suffice.
+NULL_IS_A_VALUE = {"io", "rejected", "samples_needed"}
+
+
+def without_reason(value: dict[str, Any], place: tuple[str, ...] = (), reasons: dict[str, str] | None = None) -> Iterator[str]:
+    """Dotted names of what is null without a reason in `unavailable`, for itself or for what it is part of."""
+    reasons = value["unavailable"] if reasons is None else reasons
+    for name, part in value.items():
+        here = (*place, name)
+        if isinstance(part, dict) and name not in ("unavailable", "conditions", "options"):
+            yield from without_reason(part, here, reasons)
+        elif part is None and name not in NULL_IS_A_VALUE and ".".join(here) not in reasons:
+            yield ".".join(here)
+
+
+def one_launch(evidence: Evidence) -> Evidence:
+    return replace(evidence, launches={k: v[:1] for k, v in evidence.launches.items()})
+
+
+def not_finite(evidence: Evidence) -> Evidence:
+    nan = {k: replace(s.evaluation, value=float("nan"), difference=None) for k, s in evidence.scores.items()}
+    return replace(evidence, scores={k: replace(s, evaluation=nan[k], selection=nan[k]) for k, s in evidence.scores.items()})
+
+
+@pytest.mark.parametrize("known", [lambda e: e, one_launch, not_finite, lambda _: Evidence()])
+def test_every_null_has_a_reason_whatever_is_known(known: Callable[[Evidence], Evidence]) -> None:
+    world, group = FakeWorld(TRUTHS), make_group(TRUTHS)
+    evidence = known(world.run(group))
+    for judgement in choose(group, evidence, "d1").judgements:
+        document = candidate(judgement, group, evidence, Origin(), "d1")
+        assert list(without_reason(document)) == [], judgement.entry.variant
+        jsonschema.validate(hexed(document), {**SCHEMA["$defs"]["candidate"], "$defs": SCHEMA["$defs"]})
+
+
+def test_where_a_candidate_was_measured_is_one_name_and_all_of_them() -> None:
+    world, group = FakeWorld(TRUTHS), make_group(TRUTHS)
+    evidence = world.run(group)
+    winner = choose(group, evidence, "d1").winner
+    assert winner is not None
+    first, second, *others = evidence.launches[winner.key]
+    shared = replace(evidence, launches={**evidence.launches, winner.key: (replace(first, device="d9"), second, *others)})
+    judgement = choose(group, shared, "d1").judgement(winner.key)
+    document = candidate(judgement, group, shared, Origin(), "d1")
+    assert (document["measured_on"], document["measured_on_all"]) == ("d9", ["d1", "d9"])
+
+
+def test_reproduce_carries_every_option_to_the_agents_command() -> None:
+    group = make_group(TRUTHS)
+    options = {"threads": 2, "execution_provider": "CPUExecutionProvider", "session.spin": False, "delegate": "a b", "level": 3}
+    entry = Entry(replace(group.entries[1].candidate, options=options), "v")
+    told = candidate(Judgement(entry, True, ""), group, Evidence(), Origin((), "/variants/a b/model.onnx"), "d1")["reproduce"]
+    program, *arguments = shlex.split(told)
+    assert program == "edge-agent"
+    parsed = agent.cli._parser().parse_args(arguments)
+    assert (parsed.verb, parsed.model, parsed.runtime) == ("bench", Path("/variants/a b/model.onnx"), "onnxruntime")
+    assert {**dict(parsed.option), "threads": parsed.threads} == options
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -47,14 +47,13 @@ class Device:
         """12 hex digits that devices with an equal fingerprint share."""
         return hashlib.sha256(canonical_json(dict(self.fingerprint))).hexdigest()[:12]
 
-    def can_run(self, runtime: str, provider: str | None = None) -> bool:
-        """Whether the device proved that it loads `runtime` (with `provider`, if given)."""
-        return any(c.available and c.runtime == runtime and provider in (None, c.provider) for c in self.capabilities)
-
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """A device as the controller sees it: `state` is ready, probing, busy, draining, lost or needs_upgrade."""
+    """A device as the controller sees it.
+
+    `state`: ready, probing, busy, draining, lost or needs_upgrade; seen from outside of a hosted controller: in_use or off.
+    """
 
     device: Device
     device_class: str
