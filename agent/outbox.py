@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.cache import Cache
 from agent.journal import Journal, blobs_of
 from agent.transfer import Cancelled, Transfers
-from edgefarm.errors import DigestMismatch, EdgefarmError, QuotaExceeded
+from edgefarm.errors import Denied, DigestMismatch, EdgefarmError, QuotaExceeded
 from edgefarm.model import (
     AccuracyResult,
     Ack,
@@ -36,6 +36,7 @@ _REMEMBERED = 4096  # acknowledged launches, so that an order that crosses an Ac
 @dataclass
 class _Unsent:
     limit_s: float
+    refused: bool = False  # its order gave this device no rights when it was tried
     pause_s: float = _FIRST_PAUSE_S
     not_before: float = 0.0
 
@@ -85,11 +86,12 @@ class Outbox:
             acknowledged = {i.index for i in self._acknowledged if i.order == order}
         return frozenset(acknowledged | {a.index for a in self._journal.attempts() if a.order == order})
 
-    def ask_again(self) -> None:
-        """A new order gives this device new rights: what was refused is due at once."""
+    def ask_again(self, order: str) -> None:
+        """An order gives this device new rights: what was refused is due at once."""
         with self._lock:
-            for unsent in self._unsent.values():
+            for identity, unsent in self._unsent.items():
                 unsent.not_before = 0.0
+                unsent.refused &= identity.order != order
 
     def attached(self) -> None:
         """A new session: everything that is not acknowledged is due again."""
@@ -97,7 +99,8 @@ class Outbox:
         with self._lock:
             for attempt in self._journal.attempts():
                 identity = AttemptId(attempt.order, attempt.index)
-                self._unsent[identity] = _Unsent(self._unsent[identity].limit_s if identity in self._unsent else fresh)
+                before = self._unsent.get(identity, _Unsent(fresh))
+                self._unsent[identity] = _Unsent(before.limit_s, before.refused)
 
     def acknowledge(self, ack: Ack) -> None:
         """The controller has it: forget it, and let its blobs go."""
@@ -140,12 +143,14 @@ class Outbox:
                 self._transfers.push(digest, unsent.limit_s, stopped)
         except Cancelled:
             return
-        except (DigestMismatch, QuotaExceeded) as error:  # trying again would give the same
-            attempt = self._without_blobs(attempt, str(error))
         except (EdgefarmError, OSError) as error:
-            _LOG.warning("order %s launch %d is kept, to be sent again in %.1f s: %s", attempt.order, attempt.index, unsent.pause_s, error)
-            self._postpone(unsent)
-            return
+            unsent.refused |= isinstance(error, Denied)
+            # After a refusal, a quota is that of other orders: it says nothing about this attempt.
+            if not isinstance(error, DigestMismatch) and (unsent.refused or not isinstance(error, QuotaExceeded)):
+                _LOG.warning("order %s launch %d: kept, sent again in %.1f s: %s", attempt.order, attempt.index, unsent.pause_s, error)
+                self._postpone(unsent)
+                return
+            attempt = self._without_blobs(attempt, str(error))
         if self._send(attempt):
             self._sent(identity, unsent)
         else:

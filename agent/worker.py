@@ -126,7 +126,7 @@ class Worker:
     def order(self, order: Order) -> None:
         """Takes an order, once; launches that are done already are not run again."""
         done = self._outbox.finished(order.id)
-        self._outbox.ask_again()
+        self._outbox.ask_again(order.id)
         indices = order.work.launches if isinstance(order.work, LatencyWork) else (0,)
         with self._changed:
             if self._stopped or any(job.order.id == order.id for job in self._jobs):

@@ -443,7 +443,7 @@ def test_what_was_refused_waits_longer_and_longer_until_an_attach_or_a_new_order
     outputs = agent.outbox.keep("a", 0, {"outputs": agent.bench.file("outputs")})["outputs"]
     agent.outbox.add(Attempt("a", 0, "dev", 1, 1, AccuracyResult(CANDIDATE.key, outputs, "", 1)), Limits())
     waits = []
-    for again in [agent.outbox.ask_again] * 1500 + [agent.outbox.attached]:  # as often as in a long night
+    for again in [lambda: agent.outbox.ask_again("another")] * 1500 + [agent.outbox.attached]:  # as often as in a long night
         waits.append(agent.outbox.deliver(lambda: False) or 0.0)
         left = len(errors)
         agent.outbox.deliver(lambda: False)  # not due yet
@@ -454,8 +454,11 @@ def test_what_was_refused_waits_longer_and_longer_until_an_attach_or_a_new_order
     assert waits[-1] > 50.0
     assert agent.outbox.deliver(lambda: False) is not None
     assert agent.attempts() == []
-    errors.clear()
-    agent.outbox.ask_again()
+    errors[:] = [QuotaExceeded("the other order allows 2 bytes")]
+    agent.outbox.ask_again("another")
+    assert agent.outbox.deliver(lambda: False) is not None
+    assert agent.attempts() == []
+    agent.outbox.ask_again("a")
     assert agent.outbox.deliver(lambda: False) is None
     assert [type(a.outcome) for a in agent.attempts()] == [AccuracyResult]
 
