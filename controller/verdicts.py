@@ -1,7 +1,7 @@
 """Summaries of launches with their intervals, and whether they may be believed. Pure.
 
-A comparison is paired within launches, so load that did not move its interval is no reason to doubt it; an interval too wide to be
-used is, and the conditions say why.
+A comparison is paired within launches, so load that did not move its interval is no reason to doubt it; an interval too wide for
+the difference that it is about is, and the conditions say why.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from controller.evidence import Launch
 from edgefarm.model import ContenderResult, Verdict
 from edgefarm.statistics import Interval, geometric_interval, mean_interval, percentile_floor, ratio_interval
 
-NOISE_LIMIT = 0.10  # relative half width of a ratio's interval above which it is too wide to be used
+NOISE_FLOOR_LIMIT, NOISE_CEILING = 0.05, 0.25  # relative half widths: always good enough, never good enough
+_REFERENCE_LIMIT = 0.10
 _TREND_LIMIT = 0.05
 _OTHERS_CPU = 0.25  # cores
 _STEAL = 0.05
@@ -83,20 +84,27 @@ def against(leader: Sequence[Launch], other: Sequence[Launch], confidence: float
 
 def verdict(launches: Sequence[Launch], objective: str = "latency_p50") -> tuple[Verdict, str]:
     """The verdict on the comparison of one candidate with its reference, and what was seen."""
-    return _verdict(launches, speedup(launches, objective=objective), "speed-up")
+    ratio = speedup(launches, objective=objective)
+    return _verdict(launches, ratio, noise_limit(ratio), "speed-up")
+
+
+def noise_limit(ratio: Interval) -> float:
+    """The relative half width that a ratio may have: a third of the effect itself, so that a difference is told from none with room to
+    spare, but at least 5 % and at most 25 %."""
+    return min(NOISE_CEILING, max(NOISE_FLOOR_LIMIT, abs(math.log(ratio.value)) / 3))
 
 
 def verdict_of_reference(launches: Sequence[Launch]) -> tuple[Verdict, str]:
     """The verdict on the reference's own latency. It has no ratio, so load between launches counts in full."""
-    return _verdict(launches, latency(launches).p50, "latency")
+    return _verdict(launches, latency(launches).p50, _REFERENCE_LIMIT, "latency")
 
 
-def _verdict(launches: Sequence[Launch], interval: Interval, what: str) -> tuple[Verdict, str]:
+def _verdict(launches: Sequence[Launch], interval: Interval, limit: float, what: str) -> tuple[Verdict, str]:
     reasons = sorted({reason for launch in launches for reason in launch.conditions.throttled})
     if reasons:
         return Verdict.THROTTLED, f"throttled: {', '.join(reasons)}"
     half = half_width(interval)
-    if half > NOISE_LIMIT:
+    if half > limit:
         return _why_noisy(launches, half, what)
     if (share := _disturbed_share(launches)) > _DISTURBED_LIMIT:
         return Verdict.INTERFERED, f"{share:.0%} of the inferences lost the CPU to other processes, and too few did not"
