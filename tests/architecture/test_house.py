@@ -57,3 +57,11 @@ def test_architecture_names_only_files_that_exist() -> None:
     assert missing == []
     assert named
     assert len(text.splitlines()) <= 120
+
+
+def test_the_readme_has_no_gaps_and_no_dead_links() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "@@" not in text
+    linked = re.findall(r"\]\(([^)#]+)\)", text)
+    assert linked
+    assert [name for name in linked if "://" not in name and not (ROOT / name).exists()] == []
