@@ -21,6 +21,7 @@ _SLOWER = 0.95  # a candidate screened below this speed-up cannot win on latency
 _MEMORY_GAIN = 0.98
 _ALIKE = 0.03  # at most so much slower, by the interval's end, may a smaller one be that is taken for equal
 _LEAST_BURSTS = 3
+_WORTH_IT = 0.05  # a gain that one would want to know of
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def choose(group: Group, evidence: Evidence, device: str) -> Choice:
     base_breaks = bool(broken(group, group.baseline, evidence))
     better = [j for j in judgements if j.feasible and not j.entry.baseline and (base_breaks or _beats(group, j, evidence))]
     better = [j for j in better if not _unconfirmed(j.entry, evidence, device)]
-    doubtful = any(j.rejected.startswith("verdict ") for j in judgements)
+    doubtful = any(j.rejected.startswith("verdict ") and _looks_better(group, j, evidence) for j in judgements)
     if better:
         return _choice(group, device, _best(group, better, evidence), judgements, evidence, "best of the feasible candidates")
     if base.feasible:
@@ -139,6 +140,14 @@ def _judge(group: Group, entry: Entry, evidence: Evidence) -> Judgement:
     if not entry.baseline and known.verdict is not None and known.verdict.value not in group.accept:
         return replace(known, rejected=f"verdict {known.verdict.value}: {known.verdict_detail}")
     return replace(known, feasible=True)
+
+
+def _looks_better(group: Group, judgement: Judgement, evidence: Evidence) -> bool:
+    """Whether a candidate would be worth choosing if its numbers could be believed."""
+    if about_speed(group):
+        return judgement.speedup is not None and judgement.speedup.value > 1.0 + _WORTH_IT
+    mine, base = _objective(group, judgement.entry, evidence, None), _objective(group, group.baseline, evidence, None)
+    return mine < base
 
 
 def _beats(group: Group, judgement: Judgement, evidence: Evidence) -> bool:

@@ -14,7 +14,7 @@ from controller.evidence import Launch
 from edgefarm.model import ContenderResult, Verdict
 from edgefarm.statistics import Interval, geometric_interval, mean_interval, percentile_floor, ratio_interval
 
-NOISE_FLOOR_LIMIT, NOISE_CEILING = 0.05, 0.25  # relative half widths: always good enough, never good enough
+NOISE_FLOOR_LIMIT, NOISE_CEILING = 0.10, 0.25  # relative half widths: always good enough, never good enough
 _REFERENCE_LIMIT = 0.10
 _TREND_LIMIT = 0.05
 _OTHERS_CPU = 0.25  # cores
@@ -90,7 +90,7 @@ def verdict(launches: Sequence[Launch], objective: str = "latency_p50") -> tuple
 
 def noise_limit(ratio: Interval) -> float:
     """The relative half width that a ratio may have: a third of the effect itself, so that a difference is told from none with room to
-    spare, but at least 5 % and at most 25 %."""
+    spare, but at least 10 % and at most 25 %."""
     return min(NOISE_CEILING, max(NOISE_FLOOR_LIMIT, abs(math.log(ratio.value)) / 3))
 
 

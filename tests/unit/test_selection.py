@@ -148,3 +148,16 @@ def test_a_score_that_is_no_number_breaks_every_limit(value: float, name: str) -
 def test_there_is_no_difference_to_what_is_no_number() -> None:
     with pytest.raises(ValueError, match="NaN"):
         paired_difference([1.0, math.nan], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("center", "inconclusive"), [(1_000_000, False), (400_000, True)])
+def test_doubt_matters_only_where_there_is_something_to_gain(center: int, inconclusive: bool) -> None:
+    group = make_group([BASE, FAST])
+    spread = (1, 3, 0.3, 2, 0.5, 3, 0.3, 1, 2, 0.5)
+    loud = tuple(
+        replace(x, result=replace(x.result, p50_ns=round(x.result.p50_ns * f))) for x, f in zip(launches(group, 1, center, "o"), spread)
+    )
+    choice = choose(group, evidence_of(group, {1: loud}), "d1")
+    assert choice.winner == group.baseline
+    assert choice.judgement(group.entries[1].key).rejected.startswith("verdict noisy")
+    assert choice.inconclusive == inconclusive
