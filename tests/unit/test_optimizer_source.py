@@ -84,7 +84,7 @@ def test_input_without_a_shape_is_refused(tmp_path: Path) -> None:
 )
 def test_header_agrees_with_onnx(tmp_path: Path, dims: list[int | str], dtype: str, name: str) -> None:
     value = helper.make_tensor_value_info(name, getattr(TensorProto, dtype), dims)
-    weight = numpy_helper.from_array(np.arange(6, dtype=np.int32), "w")
+    weight = numpy_helper.from_array(np.arange(6, dtype=np.int32), "a weight, longer than any name here")
     graph = helper.make_graph([helper.make_node("Identity", [name], ["out"])], "g", [value], [value], [weight])
     path = zoo.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), tmp_path / "m.onnx")
     header = read_header(path)
