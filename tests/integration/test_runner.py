@@ -164,7 +164,9 @@ def test_a_dead_runner_can_be_killed_again_and_says_so(tmp_path: Path) -> None:
     with _fake(tmp_path, "sys.exit(1)") as runner:
         _failure(runner)
         runner.kill()
+        assert not runner.alive
     runner.kill()
+    assert not runner.alive
 
 
 _SUPERVISOR = """

@@ -145,7 +145,7 @@ def test_a_bad_message_does_not_end_the_stream(farm: Farm, agent: FakeAgent) -> 
     agent.wait(Welcome)
     agent.say(a_hello())
     farm.submit([an_order("o1")])
-    agent.wait(Order)
+    assert [order.id for order in agent.wait(Order)] == ["o1"]
 
 
 # Bytes

@@ -69,3 +69,4 @@ def test_what_a_thread_meets_when_all_end_is_no_error(agent: Supervisor) -> None
     agent.stop()
     agent._failed(ValueError("the channel is closed"))
     agent.run()
+    assert agent._error is None
