@@ -15,7 +15,7 @@ from agent.bench import Site
 from agent.identity import FolderLock
 from agent.journal import read_attempts
 from agent.runner.process import RunnerFailed, RunnerProcess
-from agent.runtimes import RUNTIMES
+from agent.runtimes import RUNTIMES, is_installed, missing
 from agent.slots import Slots
 from edgefarm.digest import digest_file
 from edgefarm.errors import Busy, Inconclusive, UserError
@@ -78,8 +78,11 @@ def _candidate(model: Path, runtime: str | None, options: Options) -> Candidate:
         raise UserError(f"{model}: no runtime opens {model.suffix or 'a file without a suffix'}; known are {known}")
     if runtime is not None and runtime not in RUNTIMES:
         raise UserError(f"--runtime {runtime}: unknown; known are {', '.join(sorted(RUNTIMES))}")
+    chosen = runtime or fitting[0]
+    if not is_installed(chosen):
+        raise UserError(missing(chosen))
     digest, size = digest_file(model), model.stat().st_size
-    return Candidate(Artifact(digest, size, format, (FileEntry(model.name, digest, size),)), runtime or fitting[0], options)
+    return Candidate(Artifact(digest, size, format, (FileEntry(model.name, digest, size),)), chosen, options)
 
 
 def _random_inputs(model: Path, candidate: Candidate, scratch: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
-from agent.runtimes import RUNTIMES, missing
+from agent.runtimes import RUNTIMES, is_installed, missing
 from agent.sensors.files import text
 from edgefarm import __version__, hostlock
 from edgefarm.digest import atomic_write
@@ -151,7 +150,7 @@ class _Prover:
         without = Capability(name, "", _version(name), False, formats=entry.formats)
         if allowed is not None and name not in allowed:
             yield replace(without, reason="not allowed by the agent's configuration")
-        elif importlib.util.find_spec(entry.module) is None:
+        elif not is_installed(name):
             yield replace(without, reason=missing(name))
         else:
             try:

@@ -6,6 +6,7 @@ To add one: a file beside this one, a row in RUNTIMES, a parameter in tests/cont
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,3 +129,8 @@ def thread_count(value: Scalar) -> int:
 def missing(name: str) -> str:
     """The sentence for a runtime whose library is not installed."""
     return f"runtime {name!r} needs: pip install 'edgefarm[{RUNTIMES[name].extra}]'"
+
+
+def is_installed(name: str) -> bool:
+    """Whether the library is there; nothing is imported for it."""
+    return importlib.util.find_spec(RUNTIMES[name].module) is not None

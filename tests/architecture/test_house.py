@@ -37,6 +37,13 @@ def test_the_supervisor_imports_neither_numpy_nor_a_runtime(module: str) -> None
     assert done.stdout.strip() == "[]"
 
 
+def test_a_command_without_its_extra_says_what_to_install() -> None:
+    program = "import sys; sys.modules['typer'] = None; from controller.entry import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: the command needs: pip install 'edgefarm[controller]' (no module 'typer')\n"
+
+
 def test_the_runner_child_does_not_import_grpc() -> None:
     program = "import sys, agent.runner.child; print([m for m in ('grpc', 'google.protobuf') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
