@@ -35,6 +35,7 @@ from edgefarm.model import (
 )
 
 _LOG = logging.getLogger(__name__)
+_ENDING_S = 3.0  # in which a device that holds an order says that it ended
 _MOST_LOSSES = 2
 _OPEN = (OrderState.QUEUED, OrderState.SENT)
 _KEPT = (DeploymentState.ORDERED, DeploymentState.STAGED, DeploymentState.COMMITTED)
@@ -126,12 +127,11 @@ class Dispatcher:
             self._store.add_attempt(attempt, OrderState.DONE if done else None)
         session.send([Ack(attempt.order, attempt.index)])
         if done:
-            session.ending.add(attempt.order)
+            session.ending[attempt.order] = self._clock() + _ENDING_S
             self._released(attempt.order, session.device)
 
     def _ended(self, session: Session, body: OrderEnded) -> None:
-        if body.order in session.ending:  # known by its attempts; it may have been queued again since
-            session.ending.discard(body.order)
+        if session.ending.pop(body.order, None) is not None:  # known by its attempts; it may have been queued again since
             self.dispatch()
             return
         stored = self._store.order(body.order)
@@ -183,6 +183,7 @@ class Dispatcher:
                 for entry in self._held(name):
                     self._store.mark(entry.id, OrderState.QUEUED, from_states=(OrderState.SENT,))
                 station.released = changed = True
+            changed |= session is not None and session.let_go(now)
         if changed:
             self.dispatch()
         return changed
@@ -214,7 +215,7 @@ class Dispatcher:
         """Gives ready devices what the schedule says."""
         queue = self._store.queue()
         hosts = {name: s.device.host for name, s in self._stations.items()}
-        ending = frozenset().union(*(s.session.ending for s in self._stations.values() if s.session is not None))
+        ending = {order for s in self._stations.values() if s.session is not None for order in s.session.ending}
         queued = [e for e in queue if e.state is OrderState.QUEUED and e.id not in ending]
         waiting = [schedule.Waiting(e.id, e.run, e.device, e.device_class, e.sequence) for e in queued]
         if not waiting:

@@ -78,13 +78,22 @@ class Session:
 
     def __init__(self, device: str, instance: str, epoch: int, wake: Callable[[], None]) -> None:
         self.device, self.instance, self.epoch = device, instance, epoch
-        self.ending: set[str] = set()  # orders whose last attempt came, but not their OrderEnded: not to be sent there again yet
+        # Orders whose last attempt came, but not their OrderEnded: not to be sent there again before then, or before this moment. A
+        # device that sends an attempt out of its journal may hold the order no more, and never says that it ended.
+        self.ending: dict[str, float] = {}
         self.working_on = ""  # the order that the last heartbeat named
         self.heard = 0.0  # monotonic seconds
         self.draining = False
         self.ended: EdgefarmError | None = None
         self._outbox: deque[ControllerBody] = deque()
         self._wake = wake
+
+    def let_go(self, now: float) -> bool:
+        """Waits no longer for the end of orders whose moment has passed; says whether there were any."""
+        passed = [order for order, until in self.ending.items() if until <= now]
+        for order in passed:
+            del self.ending[order]
+        return bool(passed)
 
     def send(self, bodies: Iterable[ControllerBody]) -> None:
         """Queues messages for the device."""

@@ -455,6 +455,21 @@ def test_an_order_is_sent_again_only_once_its_device_has_let_go_of_it(control: C
     assert states(control) == {"o1": OrderState.SENT}
 
 
+def test_an_order_whose_end_is_never_said_is_sent_again_all_the_same(
+    control: Control, farm: Farm, device: FakeDevice, clock: FakeClock
+) -> None:
+    """A device that was started again sends the attempt out of its journal, but holds the order no more."""
+    device.attach()
+    control.submit([an_order("o1", launches=(0,))])
+    device.say(a_failed_attempt("o1", 0))
+    control.retry("c@1")
+    assert device.session is not None
+    assert launches(device.session.take()) == {}
+    clock.now += 4
+    farm.tick()
+    assert launches(device.session.take()) == {"o1": (0,)}
+
+
 def test_only_the_named_orders_are_retried(control: Control, device: FakeDevice) -> None:
     device.attach()
     control.submit([an_order("o1", launches=(0,)), an_order("o2", launches=(0,))])
