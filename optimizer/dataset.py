@@ -40,6 +40,7 @@ def load_npz(path: Path) -> dict[str, Tensor]:
         if "pickle" in str(error).lower():
             raise UserError(f"{path}: holds pickled objects, which are never read: they can run code; save plain arrays") from error
         raise UserError(f"{path}: not a readable .npz file: {error}") from error
+    # zipfile raises NotImplementedError for a compression that it does not know.
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError) as error:
         raise UserError(f"{path}: not a whole .npz file: {error}; save or copy it again") from error
 
