@@ -19,7 +19,6 @@ from edgefarm.model import AgentBody, ControllerBody, Heartbeat, Hello, Welcome
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc, fleet_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
-CHUNK_BYTES = 256 * 1024
 _BACKOFF_S, _BACKOFF_CAP_S = 0.05, 10.0
 _FIRST_HEARTBEAT_NS = 5 * 10**9  # until Welcome says otherwise
 _OPTIONS = [
@@ -32,7 +31,7 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     # A window of a fixed size: left to itself it grows to many MiB on a fast socket and gains nothing. Frames that hold a whole chunk.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2 * 2**20),
+    ("grpc.http2.lookahead_bytes", 4 * 2**20),
     ("grpc.http2.max_frame_size", 2**20),
     (ChannelOptions.SingleThreadedUnaryStream, 1),  # a fetch has a thread of its own already
     ("grpc.enable_retries", 0),  # resuming is ours: at an offset, under a time-out

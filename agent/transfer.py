@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -15,10 +16,9 @@ from agent.writeback import Writeback
 from edgefarm import hostlock
 from edgefarm.digest import DigestWriter
 from edgefarm.errors import DigestMismatch, EdgefarmError, ProtocolError, Unreachable
+from edgefarm.model import CHUNK_BYTES
 
-CHUNK_BYTES = 256 * 1024
-_BATCH = 4  # chunks handed over at once: 1 MiB; one at a time, two threads spend their time on waking each other
-_AHEAD = 2  # batches received while one is hashed and written
+_AHEAD = 2  # chunks received while one is hashed and written
 _POLL_S = 0.2
 _PAUSE_S = 0.5
 _END = object()
@@ -219,21 +219,16 @@ class _Ahead:
         self._thread.start()
 
     def _read(self, incoming: Iterable[tuple[bytes, int]]) -> None:
-        batch: list[tuple[bytes, int]] = []
         end: Any = _END
         try:
-            for item in incoming:
-                batch.append(item)
-                if len(batch) == _BATCH:
-                    self._put(batch)
-                    batch = []
+            for chunk in incoming:
+                self._put(chunk)
                 if self._given_up.is_set():
                     return
         except EdgefarmError as error:
             end = error
         except Exception as error:  # a channel that was closed under it; whatever it is, the other thread must not wait for ever
             end = Unreachable(str(error))
-        self._put(batch)
         self._put(end)
 
     def _put(self, item: Any) -> None:
@@ -246,20 +241,17 @@ class _Ahead:
     def iterate(self, cancelled: Callable[[], bool]) -> Iterator[tuple[bytes, int]]:
         """What arrives, in order. Raises the receiver's error, or Cancelled."""
         while True:
-            try:
+            item = None
+            with contextlib.suppress(queue.Empty):
                 item = self._queue.get(timeout=_POLL_S)
-            except queue.Empty:
-                item = []
             if cancelled():
                 raise Cancelled
             if item is _END:
                 return
             if isinstance(item, EdgefarmError):
                 raise item
-            for chunk in item:
-                yield chunk
-                if cancelled():
-                    raise Cancelled
+            if item is not None:
+                yield item
 
     def drain(self) -> None:
         """Lets the thread end."""

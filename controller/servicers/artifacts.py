@@ -17,10 +17,10 @@ from controller.farm import Farm
 from controller.servicers.errors import Context, authenticated, in_thread, translated
 from edgefarm.digest import check_digest
 from edgefarm.errors import ProtocolError, QuotaExceeded, StorageError
+from edgefarm.model import CHUNK_BYTES
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc
 
-CHUNK_BYTES = 256 * 1024
-_BATCH = 8  # chunks per visit to the disk: a thread that takes the interpreter's lock for each would hold up the sender
+_BATCH = 2  # chunks per visit to the disk: a thread that takes the interpreter's lock for each would hold up the sender
 
 
 class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):

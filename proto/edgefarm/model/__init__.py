@@ -8,6 +8,7 @@ from edgefarm.model.candidates import Artifact, Candidate, FileEntry, Io, Option
 from edgefarm.model.devices import Capability, Deployment, DeploymentState, DeploymentStatus, Device, DeviceStatus, Golden
 from edgefarm.model.runs import OrderState, OrderStatus, Progress, Run
 from edgefarm.model.sessions import (
+    CHUNK_BYTES,
     FEATURES,
     PROTOCOL,
     Ack,
@@ -50,6 +51,7 @@ from edgefarm.model.trials import (
 
 __all__ = [
     "BENCH_VERSION",
+    "CHUNK_BYTES",
     "FEATURES",
     "PROTOCOL",
     "AccuracyResult",

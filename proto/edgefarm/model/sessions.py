@@ -9,8 +9,7 @@ from edgefarm.model.devices import Deployment, DeploymentStatus, Device
 from edgefarm.model.trials import Attempt, AttemptId, Order
 
 PROTOCOL = 1
-
-
+CHUNK_BYTES = 2**20  # of a transfer; a message costs as much as copying some hundred KiB, so smaller ones cost throughput
 FEATURES: tuple[str, ...] = ("latency", "memory", "accuracy", "activate-file")
 
 
