@@ -4,16 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO_VENV := .venv-proto
 STAMP := $(VENV)/.stamp
+DEMO_STAMP := $(VENV)/.stamp-demo
 PROTO_STAMP := $(PROTO_VENV)/.stamp
 PROTOS := $(wildcard proto/edgefarm/v1/*.proto)
 
-.PHONY: setup demo example-imagenet test test-long check format proto clean
+.PHONY: setup demo example-imagenet example-ocr example-mixed test test-long check format proto wheelhouse clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(DEMO_STAMP)
+
+# What the demo needs and no more: half of the size.
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[agent,controller]'
 	@touch $@
 
 $(PROTO_STAMP): constraints-proto.txt
@@ -40,12 +47,23 @@ test: setup
 test-long: setup
 	$(BIN)/pytest -m long
 
-demo: setup
+demo: $(DEMO_STAMP)
 	@$(BIN)/controller deploy --fleet deploy/examples/fashion/edge.yaml
 
 example-imagenet: setup
 	@$(BIN)/python deploy/examples/imagenet/prepare.py
 	@$(BIN)/controller deploy --fleet deploy/examples/imagenet/edge.yaml
+
+example-ocr: setup
+	@$(BIN)/python deploy/examples/ocr/prepare.py
+	@$(BIN)/controller deploy --fleet deploy/examples/ocr/edge.yaml
+
+example-mixed: setup
+	@$(BIN)/controller deploy --fleet deploy/examples/mixed/edge.yaml
+
+# MACHINE and PYTHON_VERSION of the devices, e.g. make wheelhouse MACHINE=aarch64 PYTHON_VERSION=3.11; default: like this one
+wheelhouse: setup
+	@PYTHON=$(BIN)/python deploy/wheelhouse.sh wheelhouse $(MACHINE) $(PYTHON_VERSION)
 
 bench-%: setup
 	@$(BIN)/python tests/benchmarks/$*.py

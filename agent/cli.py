@@ -11,10 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgefarm import __version__
-from edgefarm.errors import INTERRUPTED, EdgefarmError, NotAvailable, UserError
+from edgefarm.errors import INTERRUPTED, EdgefarmError, UserError
+
+if TYPE_CHECKING:
+    from agent.config import AgentFile
+    from agent.supervisor import Config
 
 _SECRET_BYTES = 4096
 
@@ -23,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code, with the reason on stderr."""
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
-    if unknown and options.command is not _refuse:
+    if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(options.command(options) or 0)
@@ -38,26 +42,11 @@ def _run(options: argparse.Namespace) -> int:
     from edgefarm import heap
 
     heap.tune()
-    from agent.runtimes import RUNTIMES
-    from agent.supervisor import Config, Supervisor
+    from agent.supervisor import Supervisor
 
-    if options.config is not None:
-        raise NotAvailable("--config is not available in this version; use the options of `edge-agent run`")
-    if not options.controller or not options.name:
-        raise UserError("run: --controller and --name are required")
-    if not options.controller.startswith("unix:"):
-        raise NotAvailable(f"--controller {options.controller}: controllers elsewhere are not available in this version; use unix:/path")
-    if unknown := sorted(set(options.runtimes or ()) - set(RUNTIMES)):
-        raise UserError(f"--runtimes {','.join(unknown)}: unknown; known are {', '.join(sorted(RUNTIMES))}")
+    config = _config(options)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    secret = _read_secret(options.secret_fd) if options.secret_fd is not None else ""
-    agent = Supervisor(
-        Config(
-            controller=options.controller, name=options.name, state=options.state, threads=_threads(options.threads),
-            runtimes=options.runtimes, labels=dict(options.label), metrics=options.metrics, cache_bytes=options.cache_bytes,
-            secret=secret, lock=options.measure_lock,
-        )
-    )  # fmt: skip
+    agent = Supervisor(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     if options.secret_fd is not None:
@@ -74,6 +63,43 @@ def _run(options: argparse.Namespace) -> int:
     # Threads of gRPC may still wait for the network; nothing is left to save.
     sys.stderr.flush()
     os._exit(code)
+
+
+def _config(options: argparse.Namespace) -> Config:
+    """The file's settings under those of the command line. Raises UserError, StorageError."""
+    from agent.enrolment import place_of
+    from agent.runtimes import RUNTIMES
+    from agent.supervisor import Config
+
+    file = _file(options)
+    state = _state(options, file)
+    place = place_of(options.controller or file.controller, options.name or file.name, state)
+    runtimes = options.runtimes or file.runtimes
+    if unknown := sorted(set(runtimes or ()) - set(RUNTIMES)):
+        raise UserError(f"runtimes {','.join(unknown)}: unknown; known are {', '.join(sorted(RUNTIMES))}")
+    return Config(
+        controller=place.address, name=place.name, state=state, enrolled=place.identity is not None,
+        threads=_threads(file.threads if options.threads is None else options.threads),
+        runner_socket=file.runner_socket, memory_bytes=file.memory_bytes,
+        runtimes=runtimes, labels={**file.labels, **dict(options.label)}, metrics=options.metrics or file.metrics or None,
+        cache_bytes=options.cache_bytes or file.cache_bytes, lock=options.measure_lock,
+        secret=_read_secret(options.secret_fd) if options.secret_fd is not None else "",
+    )  # fmt: skip
+
+
+def _file(options: argparse.Namespace) -> AgentFile:
+    """What --config names; else the device's own file. An agent that somebody else started has neither: what it is told is all."""
+    from agent import config
+
+    if options.config is not None:
+        return config.load(options.config)
+    hosted = getattr(options, "secret_fd", None) is not None
+    return (None if hosted else config.load_default()) or config.AgentFile(state=Path("edge-agent"))
+
+
+def _state(options: argparse.Namespace, file: AgentFile | None = None) -> Path:
+    state: Path = options.state or (file or _file(options)).state
+    return state
 
 
 def _read_secret(descriptor: int) -> str:
@@ -101,27 +127,37 @@ def _watch_parent(descriptor: int, gone: Callable[[], None]) -> None:
 
 def _probe(options: argparse.Namespace) -> None:
     from agent import probe
+    from agent.identity import become_owner
     from agent.runner.limits import limits_in_force
 
-    threads = _threads(options.threads)
-    found = probe.probe_capabilities(options.runtimes)
+    file = _file(options)
+    become_owner(_state(options, file))  # what it says is true of the agent, not of root
+    threads = _threads(file.threads if options.threads is None else options.threads)
+    limits = {**limits_in_force(), **_isolation(file.runner_socket)}
+    found = probe.probe_capabilities(options.runtimes or file.runtimes, unit_socket=file.runner_socket)
     if options.json:
         _print_json(
             {
                 "labels": dict(probe.labels()), "fingerprint": probe.fingerprint(threads), "threads": threads,
-                "emulated": bool(probe.emulation()), "capabilities": [vars(c) for c in found], "runner_limits": limits_in_force(),
+                "emulated": bool(probe.emulation()), "capabilities": [vars(c) for c in found], "runner_limits": limits,
             }
         )  # fmt: skip
         return
     for key, value in {"emulated": "no", **probe.fingerprint(threads)}.items():
         print(f"{key:14} {value}")
     print()
-    for name, limit in limits_in_force().items():
+    for name, limit in limits.items():
         print(f"{name:14} {limit}")
     print()
     for capability in found:
         name = " ".join(filter(None, (capability.runtime, capability.version, capability.provider)))
         print(f"{'yes' if capability.available else 'no':4} {name}{': ' + capability.reason if capability.reason else ''}")
+
+
+def _isolation(unit_socket: Path | None) -> dict[str, str]:
+    from agent.runner.unit import isolation
+
+    return {"isolation": "a child process of the agent's user"} if unit_socket is None else isolation(unit_socket)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -141,11 +177,12 @@ def _bench(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> None:
     from agent.offline import read_status
 
-    status = read_status(options.state)
+    status = read_status(_owned(options))
     if options.json:
         _print_json(status)
         return
-    print(f"device {status['id']}, agent {'running' if status['running'] else 'not running'}")
+    paused = f", paused since {status['paused_since']}" if status["paused_since"] else ""
+    print(f"device {status['id']}, agent {'running' if status['running'] else 'not running'}{paused}")
     print(f"{len(status['unacknowledged'])} attempts that the controller has not acknowledged")
     for deployment in status["deployments"]:
         print(f"{deployment['model']}: generation {deployment['generation']} {deployment['state']} {deployment['reason']}".rstrip())
@@ -155,12 +192,37 @@ def _status(options: argparse.Namespace) -> None:
 def _rollback(options: argparse.Namespace) -> None:
     from agent.offline import roll_back
 
-    for status in roll_back(options.state, options.model):
+    for status in roll_back(_owned(options), options.model):
         print(f"{status.model}: back to generation {status.generation}: {status.path}")
 
 
-def _refuse(options: argparse.Namespace) -> None:
-    raise NotAvailable(f"edge-agent {options.verb}: not available in this version")
+def _pause(options: argparse.Namespace) -> None:
+    from agent.offline import pause
+
+    pause(_owned(options), resume=options.resume)
+    print("measuring goes on" if options.resume else "paused: no launch begins until `edge-agent pause --resume`; deployments still work")
+
+
+def _owned(options: argparse.Namespace) -> Path:
+    from agent.identity import become_owner
+
+    state = _state(options)
+    become_owner(state)
+    if state.exists() and not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        raise UserError(f"{state}: only root and its owner may look into it: try sudo")
+    return state
+
+
+def _enroll(options: argparse.Namespace) -> None:
+    from agent.enrolment import enroll
+
+    enroll(_owned(options), options.controller, options.token, options.name)
+
+
+def _renew(options: argparse.Namespace) -> None:
+    from agent.enrolment import renew
+
+    renew(_owned(options))
 
 
 def _print_json(value: Any) -> None:
@@ -204,36 +266,54 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_run(verbs)
     probe = _verb(verbs, "probe", _probe, "what this device can do, and why not what it cannot", "edge-agent probe --json")
+    _add_place(probe)
     probe.add_argument("--runtimes", type=_names, metavar="NAME,NAME", help="prove only these")
     probe.add_argument("--threads", type=int, metavar="N")
     probe.add_argument("--json", action="store_true")
     bench = _verb(verbs, "bench", _bench, "measure one model, offline", "edge-agent bench model.onnx --threads 1")
     bench.add_argument("model", type=Path)
     bench.add_argument("--inputs", type=Path, metavar="PACK.npz", help="tensor pack to feed; default: random values of the model's shapes")
-    bench.add_argument("--runtime", metavar="NAME", help="default: the first that opens the file's format")
+    bench.add_argument("--runtime", metavar="NAME", help="default: the first installed one that opens the file")
     bench.add_argument("--option", type=_option, action="append", default=[], metavar="KEY=VALUE", help="of the runtime; may be repeated")
     bench.add_argument("--threads", type=int, metavar="N")
     bench.add_argument("--launches", type=int, default=10, metavar="N", help="fresh processes to measure in (10)")
     bench.add_argument("--measure-lock", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     bench.add_argument("--json", action="store_true")
     status = _verb(verbs, "status", _status, "what this device holds and runs", "edge-agent status --state /var/lib/edgefarm")
-    status.add_argument("--state", type=Path, required=True, metavar="DIR")
+    _add_place(status)
     status.add_argument("--json", action="store_true")
     rollback = _verb(verbs, "rollback", _rollback, "go back to the model before", "edge-agent rollback detector --state /var/lib/edgefarm")
     rollback.add_argument("model", nargs="?", help="default: the only one that is deployed")
-    rollback.add_argument("--state", type=Path, required=True, metavar="DIR")
-    for name, text in (("enroll", "register with a controller"), ("pause", "stop measuring for a while")):
-        refused = verbs.add_parser(name, help=f"{text} (not available in this version)")
-        refused.set_defaults(command=_refuse)
+    _add_place(rollback)
+    pause = _verb(verbs, "pause", _pause, "measure nothing until told otherwise, over restarts too", "edge-agent pause --resume")
+    pause.add_argument("--resume", action="store_true", help="measure again")
+    _add_place(pause)
+    _add_enrolment(verbs)
     return parser
+
+
+def _add_enrolment(verbs: Any) -> None:
+    example = "edge-agent enroll --controller farm.example:7443 --token edgefarm1.…"
+    enroll = _verb(verbs, "enroll", _enroll, "register with a controller on another machine", example)
+    enroll.add_argument("--controller", required=True, metavar="HOST:PORT", help="where 'controller serve' takes devices in")
+    token = os.environ.get("EDGEFARM_TOKEN", "")
+    enroll.add_argument("--token", default=token, metavar="TOKEN", help="what 'controller token create' printed; or set EDGEFARM_TOKEN")
+    enroll.add_argument("--name", default="", metavar="NAME", help="the device's name in the fleet; default: its host name")
+    _add_place(enroll)
+    renew = _verb(verbs, "renew", _renew, "renew this device's certificate; a running agent does it by itself", "edge-agent renew")
+    _add_place(renew)
+
+
+def _add_place(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", type=Path, metavar="FILE", help="default: /etc/edgefarm/agent.toml, if it exists")
+    verb.add_argument("--state", type=Path, metavar="DIR", help="the agent's state folder; default: as the file says")
 
 
 def _add_run(verbs: Any) -> None:
     run = _verb(verbs, "run", _run, "serve a controller", "edge-agent run --controller unix:/run/edgefarm.sock --name bench-1 --state DIR")
-    run.add_argument("--config", type=Path, metavar="FILE", help="not available in this version")
-    run.add_argument("--controller", metavar="TARGET", help="unix:/path")
+    run.add_argument("--controller", metavar="TARGET", help="unix:/path of one on this machine; default: where this device enrolled")
     run.add_argument("--name", metavar="NAME", help="the device's name in the fleet")
-    run.add_argument("--state", type=Path, default=Path("edge-agent"), metavar="DIR", help="everything that it keeps")
+    _add_place(run)
     run.add_argument("--runtimes", type=_names, metavar="NAME,NAME", help="those it may use; default: all that are installed")
     run.add_argument("--threads", type=int, metavar="N", help="limit for one model; default: all cores that it may use")
     run.add_argument("--label", type=_pair, action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
@@ -253,7 +333,11 @@ def _verb(verbs: Any, name: str, command: Callable[[argparse.Namespace], Any], t
 
 def script() -> None:
     """Entry point of `python -m agent.cli`."""
-    sys.exit(main())
+    code = main()
+    # Threads of gRPC may keep a process that is done.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,21 @@ def open_state(state: Path) -> Path:
     return state.resolve()
 
 
+def become_owner(state: Path) -> None:
+    """Lets root act as the owner of a state folder: files that root leaves there the agent could not read any more.
+
+    Does nothing for other users, and where there is no such folder. For the rest of this process.
+    """
+    try:
+        owner = state.stat()
+    except OSError:
+        return
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
 class FolderLock:
     """A `flock` that one process holds; the kernel gives it back when the process dies, however it does.
 

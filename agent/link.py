@@ -15,12 +15,15 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from edgefarm import errors, heap, wire
+from edgefarm.channels import as_error, open_channel
+from edgefarm.credentials import Identity
 from edgefarm.model import AgentBody, ControllerBody, Heartbeat, Hello, Welcome
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc, fleet_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
 _BACKOFF_S, _BACKOFF_CAP_S = 0.05, 10.0
 _FIRST_HEARTBEAT_NS = 5 * 10**9  # until Welcome says otherwise
+_ALIVE_S = 30.0
 _OPTIONS = [
     ("grpc.max_receive_message_length", 16 * 2**20),
     ("grpc.max_send_message_length", 16 * 2**20),
@@ -45,34 +48,16 @@ UNRECOVERABLE: dict[grpc.StatusCode, tuple[type[errors.EdgefarmError], str]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (errors.ProtocolError, "the controller does not understand this agent"),
     grpc.StatusCode.UNIMPLEMENTED: (errors.ProtocolError, "what answers there is no edgefarm controller"),
 }
-_BY_STATUS: dict[grpc.StatusCode, type[errors.EdgefarmError]] = {
-    grpc.StatusCode.NOT_FOUND: errors.NotFound,
-    grpc.StatusCode.PERMISSION_DENIED: errors.Denied,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.QuotaExceeded,
-    grpc.StatusCode.DATA_LOSS: errors.DigestMismatch,
-    grpc.StatusCode.INVALID_ARGUMENT: errors.ProtocolError,
-}
 _CLOSED = object()
-
-
-def as_error(status: grpc.RpcError) -> errors.EdgefarmError:
-    """The error of our tree that a gRPC status stands for; `Unreachable` where the peer named none."""
-    if not isinstance(status, grpc.Call):
-        return errors.Unreachable(str(status))
-    code, detail = status.code(), status.details() or str(status.code())
-    for key, value in status.trailing_metadata() or ():
-        if key == "edgefarm-code":
-            return errors.from_code(str(value), detail)
-    return _BY_STATUS.get(code, errors.Unreachable)(detail)
 
 
 class Outgoing:
     """What goes up one stream: queued bodies, and a heartbeat whenever one is due. Iterated by gRPC's own thread."""
 
-    def __init__(self, hello: Hello, beat: Callable[[], Heartbeat]) -> None:
+    def __init__(self, hello: Hello, beat: Callable[[], Heartbeat], alive: Callable[[], None] = lambda: None) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._queue.put(hello)
-        self._beat = beat
+        self._beat, self._alive = beat, alive
         self._period_s = _FIRST_HEARTBEAT_NS / 1e9
         self._due = time.monotonic() + self._period_s
 
@@ -92,9 +77,12 @@ class Outgoing:
 
     def __iter__(self) -> Iterator[Any]:
         while True:
+            self._alive()
             try:
-                body = self._queue.get(timeout=max(0.0, self._due - time.monotonic()))
+                body = self._queue.get(timeout=min(_ALIVE_S, max(0.0, self._due - time.monotonic())))
             except queue.Empty:
+                if time.monotonic() < self._due:
+                    continue
                 body, self._due = self._beat(), time.monotonic() + self._period_s
             if body is _CLOSED:
                 return
@@ -119,35 +107,59 @@ class Link:
     """Keeps one session with the controller, reconnecting with jitter for as long as that may help.
 
     Args:
-        address: gRPC target, `unix:/path`.
+        address: gRPC target, `unix:/path` or HOST:PORT.
         credentials: device name and one-use secret.
+        identity: reads the device's certificate, which proves it instead of a secret; None: there is none.
         hello: makes the first message of a session, from the state at that moment.
         receive: takes every message of the controller, Welcome included, in order; it must not block.
         beat: makes a heartbeat.
         detached: called when a session has ended.
+        alive: called again and again for as long as the link does not hang.
+        refused: called when an attempt to attach has failed.
+
+    Raises:
+        UserError: plain text to another machine.
     """
 
     def __init__(
         self, address: str, credentials: Credentials, *, hello: Callable[[], Hello], receive: Callable[[ControllerBody], None],
-        beat: Callable[[], Heartbeat], detached: Callable[[], None] = lambda: None,
+        beat: Callable[[], Heartbeat], detached: Callable[[], None] = lambda: None, alive: Callable[[], None] = lambda: None,
+        refused: Callable[[], None] = lambda: None, identity: Callable[[], Identity | None] = lambda: None,
     ) -> None:  # fmt: skip
         heap.tune()
-        self._hello, self._receive, self._beat, self._detached = hello, receive, beat, detached
-        self._credentials = credentials
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
-        self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]
+        self._hello, self._receive, self._beat = hello, receive, beat
+        self._detached, self._alive, self._refused = detached, alive, refused
+        self._address, self._credentials, self._identity = address, credentials, identity
+        self.artifacts = Artifacts(lambda: self._credentials)
         self._lock = threading.Lock()
+        self._connect()
         self._outgoing: Outgoing | None = None
         self._call: Any = None
         self._stop = threading.Event()
         self._welcomed = False
-        self.artifacts = Artifacts(self._channel, lambda: self._credentials)
+
+    def _connect(self) -> None:
+        """Opens a channel; one before it ends with its last call."""
+        identity = self._identity()
+        self._channel = open_channel(identity.main if identity else self._address, identity, _OPTIONS)
+        self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]
+        self.artifacts.use(self._channel)
+
+    def reconnect(self) -> None:
+        """Attaches anew, with the identity as it is now."""
+        with self._lock:
+            if self._stop.is_set():
+                return
+            self._connect()
+            if self._call is not None:
+                self._call.cancel()
 
     def run(self) -> None:
         """Attaches again and again until `stop`. Raises the error of an unrecoverable status."""
         pause = _BACKOFF_S
         while not self._stop.is_set():
             self._welcomed = False
+            self._alive()
             try:
                 self._session()
             except grpc.RpcError as status:
@@ -158,6 +170,8 @@ class Link:
             if self._welcomed:
                 self._detached()
                 pause = _BACKOFF_S
+            else:
+                self._refused()
             # Decorrelated jitter: devices that lost their controller together do not come back together.
             pause = min(_BACKOFF_CAP_S, random.uniform(_BACKOFF_S, pause * 3))
             self._stop.wait(pause)
@@ -182,7 +196,7 @@ class Link:
         with self._lock:
             if self._stop.is_set():
                 return
-            self._outgoing = outgoing = Outgoing(self._hello(), self._beat)
+            self._outgoing = outgoing = Outgoing(self._hello(), self._beat, self._alive)
             self._call = call = self._stub.Attach(iter(outgoing), metadata=self._credentials.metadata())
         try:
             for message in call:
@@ -218,9 +232,12 @@ class Link:
 class Artifacts:
     """Bytes by digest, from and to the controller. Raises errors of `edgefarm.errors` only."""
 
-    def __init__(self, channel: grpc.Channel, credentials: Callable[[], Credentials]) -> None:
-        self._stub = artifacts_pb2_grpc.ArtifactsStub(channel)  # type: ignore[no-untyped-call]
+    def __init__(self, credentials: Callable[[], Credentials]) -> None:
         self._credentials = credentials
+
+    def use(self, channel: grpc.Channel) -> None:
+        """Makes calls over `channel` from now on."""
+        self._stub = artifacts_pb2_grpc.ArtifactsStub(channel)  # type: ignore[no-untyped-call]
 
     def stat(self, digest: str, timeout_s: float) -> tuple[bool, int]:
         """(whether the controller has it whole, bytes that arrived there)."""

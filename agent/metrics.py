@@ -1,24 +1,23 @@
-"""What the agent counts, and the page that Prometheus reads (served only if asked for, so that the library is imported only then)."""
+"""What the agent counts, and the families of its metrics page (`edgefarm.metrics` says what each one is)."""
 
 from __future__ import annotations
 
-import socket
+import os
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from agent.ledger import Statement
-from agent.sensors import Absent, Observation, Reading
+from agent.sensors import Absent, Observation, Reading, collect_by_sensor
 from edgefarm import __version__
-from edgefarm.errors import Busy, UserError
-from edgefarm.model import Failure, LatencyResult, MemoryResult, Outcome
+from edgefarm.errors import EdgefarmError
+from edgefarm.metrics import DIRECTIONS, OUTCOMES, ROLLBACK_REASONS
+from edgefarm.model import Failure, Family, LatencyResult, MemoryResult, Outcome, Series
 from edgefarm.statistics import percentile_floor
 
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
-
-
+T = TypeVar("T")
+_MOST_MODELS = 32  # whose last trial is remembered
 # stat of a latency -> least number of inferences that carry it
 _STATS = {"p50": 1, "p90": percentile_floor(0.9), "p99": percentile_floor(0.99)}
 
@@ -28,9 +27,9 @@ class Counters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._trials: Counter[str] = Counter()
-        self._transfers: Counter[str] = Counter()
-        self._rollbacks: Counter[str] = Counter()
+        self._trials = dict.fromkeys(OUTCOMES, 0)
+        self._transfers = dict.fromkeys(DIRECTIONS, 0)
+        self._rollbacks = dict.fromkeys(ROLLBACK_REASONS, 0)
         self._latency_s: dict[str, Mapping[str, float]] = {}
         self._memory_bytes: dict[str, int] = {}
 
@@ -39,10 +38,10 @@ class Counters:
         with self._lock:
             self._trials[outcome.kind.value if isinstance(outcome, Failure) else "ok"] += 1
             if isinstance(outcome, MemoryResult):
-                self._memory_bytes[model] = outcome.peak_rss_bytes
+                _keep(self._memory_bytes, model, outcome.peak_rss_bytes)
             elif isinstance(outcome, LatencyResult):
                 for result in (r for r in outcome.contenders if r.failure is None):
-                    self._latency_s[model] = {s: getattr(result, f"{s}_ns") / 1e9 for s, least in _STATS.items() if result.n >= least}
+                    _keep(self._latency_s, model, {s: getattr(result, f"{s}_ns") / 1e9 for s, n in _STATS.items() if result.n >= n})
 
     def add_transfer(self, direction: str, count: int) -> None:
         """`count` bytes moved; `direction`: fetch or push."""
@@ -65,142 +64,117 @@ class Counters:
             return dict(self._latency_s), dict(self._memory_bytes)
 
 
-# quantity of a sensor -> (name on the page, label of its source, help)
-_SENSED: dict[str, tuple[str, str, str]] = {
-    "temperature_celsius": ("edgefarm_temperature_celsius", "zone", "Temperature of a zone."),
-    "frequency_hertz": ("edgefarm_cpu_frequency_hertz", "cpu", "Present frequency of a core."),
-    "throttled": ("edgefarm_throttled", "reason", "1 while the device throttles for this reason."),
-    "load_1m": ("edgefarm_load1", "", "Runnable processes, averaged over a minute."),
-    "memory_available_bytes": ("edgefarm_memory_available_bytes", "", "Memory that new processes can use."),
-    "memory_total_bytes": ("edgefarm_memory_total_bytes", "", "Memory of the device."),
-    "cpu_busy_seconds_total": ("edgefarm_cpu_busy_seconds", "", "CPU time spent, over all cores."),
-    "cpu_steal_seconds_total": ("edgefarm_cpu_steal_seconds", "", "CPU time that the hypervisor took, over all cores."),
-    "throttle_events_total": ("edgefarm_throttle_events", "source", "Thermal events counted by the processor."),
-    "battery_charge_ratio": ("edgefarm_battery_charge_ratio", "battery", "Charge of a battery, 0 to 1."),
+def _keep(last: dict[str, T], model: str, value: T) -> None:
+    """Remembers `value` as the newest; the oldest models are forgotten, so that the page stays small."""
+    last.pop(model, None)
+    last[model] = value
+    while len(last) > _MOST_MODELS:
+        del last[next(iter(last))]
+
+
+# quantity of a sensor -> (name on the page, label of its source)
+_SENSED: dict[str, tuple[str, str]] = {
+    "temperature_celsius": ("edgefarm_temperature_celsius", "zone"),
+    "frequency_hertz": ("edgefarm_cpu_frequency_hertz", "cpu"),
+    "throttled": ("edgefarm_throttled", "reason"),
+    "load_1m": ("edgefarm_load1", ""),
+    "memory_available_bytes": ("edgefarm_memory_available_bytes", ""),
+    "memory_total_bytes": ("edgefarm_memory_total_bytes", ""),
+    "cpu_busy_seconds_total": ("edgefarm_cpu_busy_seconds_total", ""),
+    "cpu_steal_seconds_total": ("edgefarm_cpu_steal_seconds_total", ""),
+    "throttle_events_total": ("edgefarm_throttle_events_total", "source"),
+    "battery_charge_ratio": ("edgefarm_battery_charge_ratio", "battery"),
 }
 
 
 class Page:
-    """A collector for prometheus_client: everything that one agent knows, labelled with its device.
+    """Everything that one agent knows of itself, as families. What could not be read is not there.
 
     Args:
-        device: the device's name.
         counters: what was counted.
+        state: the folder where the agent keeps its state.
+        deployments: what runs, by model; like `expiry`, it may raise OSError or EdgefarmError.
+        memory_bytes: resident memory of the agent, 0 if unknown.
+        expiry: Unix time at which the device's certificate ends; None: it has none.
         sensors: what each sensor says now.
-        deployments: what runs, by model.
-        disk_free: free bytes where the agent keeps its state.
     """
 
     def __init__(
-        self, device: str, counters: Counters, sensors: Callable[[], Mapping[str, Sequence[Observation]]],
-        deployments: Callable[[], Mapping[str, Statement]], disk_free: Callable[[], int],
+        self, counters: Counters, state: Path, deployments: Callable[[], Mapping[str, Statement]], memory_bytes: Callable[[], int],
+        expiry: Callable[[], float | None] = lambda: None, sensors: Callable[[], Mapping[str, Sequence[Observation]]] = collect_by_sensor,
     ) -> None:  # fmt: skip
-        self._device, self._counters, self._sensors = device, counters, sensors
-        self._deployments, self._disk_free = deployments, disk_free
+        self._counters, self._state, self._deployments = counters, state, deployments
+        self._memory_bytes, self._expiry, self._sensors = memory_bytes, expiry, sensors
 
-    def collect(self) -> Iterator[Metric]:
-        """The metric families, for one scrape."""
-        yield from self._counted()
-        yield from self._tried()
-        yield from self._sensed()
-        yield from self._deployed()
+    def families(self) -> list[Family]:
+        """All families, by name, as of now."""
+        gathered = _Gathered()
+        gathered.add("edgefarm_device_up", 1)
+        gathered.add("edgefarm_build_info", 1, version=__version__)
+        if (memory := self._memory_bytes()) > 0:
+            gathered.add("edgefarm_agent_memory_bytes", memory)
+        self._add_counts(gathered)
+        self._add_sensed(gathered)
+        for collector, add in (
+            ("state", self._add_disk), ("deployments", self._add_deployments), ("certificate", self._add_certificate)
+        ):  # fmt: skip
+            try:
+                add(gathered)
+                gathered.add("edgefarm_collector_success", 1, collector=collector)
+            except (OSError, EdgefarmError):
+                gathered.add("edgefarm_collector_success", 0, collector=collector)
+        return gathered.families()
 
-    def _counted(self) -> Iterator[Metric]:
-        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
-
-        up = GaugeMetricFamily("edgefarm_device_up", "1 while the agent runs.", labels=["device"])
-        up.add_metric([self._device], 1)
-        build = GaugeMetricFamily("edgefarm_build_info", "Versions, always 1.", labels=["device", "version"])
-        build.add_metric([self._device, __version__], 1)
-        free = GaugeMetricFamily("edgefarm_disk_free_bytes", "Free bytes where the agent keeps its state.", labels=["device"])
-        free.add_metric([self._device], self._disk_free())
-        yield from (up, build, free)
+    def _add_counts(self, gathered: _Gathered) -> None:
         trials, transfers, rollbacks = self._counters.snapshot()
-        for name, text, label, values in (
-            ("edgefarm_trials", "Attempts that ended, by outcome.", "outcome", trials),
-            ("edgefarm_artifact_transfer_bytes", "Bytes of artifacts that moved.", "direction", transfers),
-            ("edgefarm_deployment_rollbacks", "Deployments that went back.", "reason", rollbacks),
-        ):
-            family = CounterMetricFamily(name, text, labels=["device", label])
-            for value, count in sorted(values.items()):
-                family.add_metric([self._device, value], count)
-            yield family
-
-    def _tried(self) -> Iterator[Metric]:
-        from prometheus_client.metrics_core import GaugeMetricFamily
-
-        latency = GaugeMetricFamily(
-            "edgefarm_trial_latency_seconds", "Latency of the contender measured last.", labels=["device", "model", "stat"]
-        )
-        memory = GaugeMetricFamily("edgefarm_trial_memory_bytes", "Peak RSS of the contender measured last.", labels=["device", "model"])
+        for outcome, count in trials.items():
+            gathered.add("edgefarm_trials_total", count, outcome=outcome)
+        for direction, count in transfers.items():
+            gathered.add("edgefarm_artifact_transfer_bytes_total", count, direction=direction)
+        for reason, count in rollbacks.items():
+            gathered.add("edgefarm_deployment_rollbacks_total", count, reason=reason)
         seconds, peaks = self._counters.last_trials()
         for model, stats in seconds.items():
             for stat, value in stats.items():
-                latency.add_metric([self._device, model, stat], value)
+                gathered.add("edgefarm_trial_latency_seconds", value, model=model, stat=stat)
         for model, peak in peaks.items():
-            memory.add_metric([self._device, model], peak)
-        yield from (latency, memory)
+            gathered.add("edgefarm_trial_memory_bytes", peak, model=model)
 
-    def _sensed(self) -> Iterator[Metric]:
-        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
-
-        success = GaugeMetricFamily("edgefarm_collector_success", "1 if the collector gave a value.", labels=["device", "collector"])
-        families: dict[str, Any] = {}
-        for collector, observations in sorted(self._sensors().items()):
-            success.add_metric([self._device, collector], 0 if all(isinstance(o, Absent) for o in observations) else 1)
+    def _add_sensed(self, gathered: _Gathered) -> None:
+        for collector, observations in self._sensors().items():
+            readable = not all(isinstance(o, Absent) for o in observations)
+            gathered.add("edgefarm_collector_success", float(readable), collector=collector)
             for seen in observations:
-                if not isinstance(seen, Reading) or seen.quantity not in _SENSED:
-                    continue
-                name, label, text = _SENSED[seen.quantity]
-                kind = CounterMetricFamily if seen.quantity.endswith("_total") else GaugeMetricFamily
-                family = families.setdefault(name, kind(name, text, labels=["device", label] if label else ["device"]))
-                family.add_metric([self._device, seen.source] if label else [self._device], seen.value)
-        yield success
-        yield from families.values()
+                if isinstance(seen, Reading) and seen.quantity in _SENSED:
+                    name, label = _SENSED[seen.quantity]
+                    gathered.add(name, seen.value, **({label: seen.source} if label else {}))
 
-    def _deployed(self) -> Iterator[Metric]:
-        from prometheus_client.metrics_core import GaugeMetricFamily
+    def _add_disk(self, gathered: _Gathered) -> None:
+        figures = os.statvfs(self._state)
+        gathered.add("edgefarm_disk_free_bytes", figures.f_bavail * figures.f_frsize)
+        gathered.add("edgefarm_disk_size_bytes", figures.f_blocks * figures.f_frsize)
 
-        labels = ["device", "model", "variant", "runtime", "digest", "generation"]
-        family = GaugeMetricFamily("edgefarm_deployment_info", "What runs, always 1.", labels=labels)
+    def _add_certificate(self, gathered: _Gathered) -> None:
+        if (expiry := self._expiry()) is not None:
+            gathered.add("edgefarm_certificate_expiry_timestamp_seconds", expiry)
+
+    def _add_deployments(self, gathered: _Gathered) -> None:
         for model, runs in self._deployments().items():
-            family.add_metric([self._device, model, runs.variant, runs.runtime, runs.digest, str(runs.generation)], 1)
-        yield family
+            what = {"variant": runs.variant, "runtime": runs.runtime, "digest": runs.digest, "generation": str(runs.generation)}
+            gathered.add("edgefarm_deployment_info", 1, model=model, **what)
 
 
-class MetricsServer:
-    """Serves a page on HOST:PORT; port 0 takes a free one.
+class _Gathered:
+    """Families under construction. Two series with the same labels would make Prometheus refuse the page: the last one counts."""
 
-    Raises:
-        UserError: the address is malformed or not on this machine.
-        Busy: the port is taken.
-    """
+    def __init__(self) -> None:
+        self._families: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
 
-    def __init__(self, address: str, page: Page) -> None:
-        from prometheus_client import CollectorRegistry, start_http_server
+    def add(self, name: str, value: float, **labels: str) -> None:
+        self._families.setdefault(name, {})[tuple(labels.items())] = float(value)
 
-        host, port = parse_address(address)
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(page)
-        try:
-            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        except socket.gaierror as error:
-            raise UserError(f"--metrics {address}: {error.strerror}") from error
-        except OSError as error:
-            raise Busy(f"--metrics {address}: {error.strerror}; take another port, or 0 for a free one") from error
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._server.server_port}/metrics"
-
-    def close(self) -> None:
-        """Gives the port back."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """(host, port) of `HOST:PORT`, `[V6]:PORT` or `:PORT` (loopback). Raises UserError."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535:
-        raise UserError(f"--metrics {address}: expected HOST:PORT")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    def families(self) -> list[Family]:
+        return [
+            Family(name, tuple(Series(dict(labels), value) for labels, value in series.items()))
+            for name, series in sorted(self._families.items())
+        ]

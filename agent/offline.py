@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from agent import bench
 from agent.bench import Site
 from agent.identity import FolderLock
 from agent.journal import read_attempts
+from agent.pause import Pause
 from agent.runner.process import RunnerFailed, RunnerProcess
+from agent.runner.scratch import folder
 from agent.runtimes import RUNTIMES, is_installed, missing
 from agent.slots import Slots
-from edgefarm.digest import digest_file
+from edgefarm.digest import artifact_digest, digest_file
 from edgefarm.errors import Busy, Inconclusive, UserError
 from edgefarm.model import (
     Artifact,
@@ -37,6 +39,7 @@ from edgefarm.model import (
 from edgefarm.statistics import geometric_interval, percentile_floor
 
 _KEY = "model"
+_FORMATS = {".onnx": "onnx", ".tflite": "tflite", ".xml": "openvino"}
 _SAMPLES = 4
 
 
@@ -52,8 +55,7 @@ def bench_file(
     candidate = _candidate(model, runtime, options)
     if launches < 1:
         raise UserError(f"--launches {launches}: must be at least 1")
-    with tempfile.TemporaryDirectory(prefix="edgefarm-bench-") as folder:
-        scratch = Path(folder)
+    with folder(None, "edgefarm-bench-") as scratch:
         fed = inputs if inputs is not None else _random_inputs(model, candidate, scratch)
         if not fed.is_file():
             raise UserError(f"--inputs {fed}: no such file")
@@ -71,18 +73,26 @@ def bench_file(
 def _candidate(model: Path, runtime: str | None, options: Options) -> Candidate:
     if not model.is_file():
         raise UserError(f"{model}: no such file")
-    format = model.suffix.removeprefix(".")
+    format = _FORMATS.get(model.suffix)
+    if format is None:
+        raise UserError(f"{model}: no runtime opens {model.suffix or 'a file without a suffix'}; known are {', '.join(sorted(_FORMATS))}")
     fitting = [name for name, entry in RUNTIMES.items() if format in entry.formats]
-    if runtime is None and not fitting:
-        known = ", ".join(sorted({f".{f}" for entry in RUNTIMES.values() for f in entry.formats}))
-        raise UserError(f"{model}: no runtime opens {model.suffix or 'a file without a suffix'}; known are {known}")
     if runtime is not None and runtime not in RUNTIMES:
         raise UserError(f"--runtime {runtime}: unknown; known are {', '.join(sorted(RUNTIMES))}")
-    chosen = runtime or fitting[0]
+    if runtime is not None and runtime not in fitting:
+        raise UserError(f"--runtime {runtime}: does not open {model.suffix}; {' and '.join(fitting)} do")
+    chosen = runtime or next(filter(is_installed, fitting), fitting[0])
     if not is_installed(chosen):
         raise UserError(missing(chosen))
-    digest, size = digest_file(model), model.stat().st_size
-    return Candidate(Artifact(digest, size, format, (FileEntry(model.name, digest, size),)), chosen, options)
+    return Candidate(_artifact(model, format), chosen, options)
+
+
+def _artifact(model: Path, format: str) -> Artifact:
+    """The model and, of OpenVINO's format, the weights beside it (a model may have none)."""
+    weights = model.with_suffix(".bin")
+    paths = [model, weights] if format == "openvino" and weights.is_file() else [model]
+    files = tuple(FileEntry(p.name, digest_file(p), p.stat().st_size) for p in paths)
+    return Artifact(artifact_digest((f.name, f.digest, f.bytes) for f in files), sum(f.bytes for f in files), format, files)
 
 
 def _random_inputs(model: Path, candidate: Candidate, scratch: Path) -> Path:
@@ -101,8 +111,8 @@ def _random_inputs(model: Path, candidate: Candidate, scratch: Path) -> Path:
     except RunnerFailed as error:
         raise UserError(f"{model}: {error.failure.kind.value}: {error.failure.detail}") from error
     target = scratch / "random.npz"
-    command = [sys.executable, "-m", "agent.synthetic", str(target), str(_SAMPLES), json.dumps(specs)]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "agent.synthetic", str(target), str(_SAMPLES)]
+    made = subprocess.run(command, input=json.dumps(specs), capture_output=True, text=True, timeout=120)
     if made.returncode != 0:
         raise UserError(f"{model}: no random inputs: {made.stderr.strip().splitlines()[-1:]}; give some with --inputs")
     return target
@@ -126,10 +136,11 @@ def _report(
     if median is None:
         raise Inconclusive(f"{model}: {len(results)} launches with {count} inferences are too few")
     interval = "" if median["ci95"] is None else f" (95 %: {median['ci95'][0] / 1e3:.1f} to {median['ci95'][1] / 1e3:.1f})"
-    options = " ".join(f"{k}={v}" for k, v in sorted(candidate.options.items()))
+    chosen = next((dict(r.chosen) for r in results), {})
+    options = " ".join(f"{k}={v}" for k, v in sorted({**candidate.options, **chosen}.items()))
     return {
         "model": str(model), "digest": candidate.artifact.digest, "runtime": candidate.runtime, "options": dict(candidate.options),
-        "inputs": fed, "launches": len(results), "latency_ns": {"n": count, **latency},
+        "chosen": chosen, "inputs": fed, "launches": len(results), "latency_ns": {"n": count, **latency},
         "load_ns": [r.load_ns for r in results], "first_inference_ns": [r.first_inference_ns for r in results],
         "placement": next((dict(r.placement) for r in results if r.placement), {}), "settings": dict(settings),
         "summary": f"{model.name}: {median['value'] / 1e3:.1f} us{interval}, {count} inferences in {len(results)} launches, "
@@ -159,11 +170,26 @@ def read_status(state: Path) -> dict[str, Any]:
     journal = state / "journal"
     attempts = read_attempts(journal) if journal.is_dir() else []
     slots = Slots(state / "models", "").statuses() if (state / "models").is_dir() else ()
+    since_ms = Pause(state).since_unix_ms()
     return {
-        "id": identity, "running": running,
+        "id": identity, "running": running, "paused_since": None if since_ms is None else _utc(since_ms),
         "unacknowledged": [{"order": a.order, "index": a.index} for a in attempts],
         "deployments": [{**vars(s), "state": s.state.value} for s in slots],
     }  # fmt: skip
+
+
+def pause(state: Path, *, resume: bool) -> None:
+    """Lets no launch begin, or lets them begin again; a running agent notices at its next heartbeat. Raises UserError, StorageError."""
+    if not state.is_dir():
+        raise UserError(f"{state}: no agent has run with this state folder; say which by --state or --config")
+    if resume:
+        Pause(state).end()
+    else:
+        Pause(state).begin()
+
+
+def _utc(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1e3, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def roll_back(state: Path, model: str | None) -> list[DeploymentStatus]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
-from agent.runtimes import RUNTIMES, is_installed, missing
+from agent.runtimes import RUNTIMES, installed_library, missing
 from agent.sensors.files import text
 from edgefarm import __version__, hostlock
 from edgefarm.digest import atomic_write
@@ -39,6 +39,7 @@ def probe_capabilities(
     *,
     lock: Path | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    unit_socket: Path | None = None,
 ) -> tuple[Capability, ...]:
     """Every runtime of the table: what runs, and the reason for what does not. Raises Cancelled.
 
@@ -47,6 +48,7 @@ def probe_capabilities(
         state: folder of the cache; the proofs are kept there until the next boot or a change of versions.
         lock: file of the host's measure lock (None = the usual one): nothing is proved while a device of this host measures.
         cancelled: looked at every 50 ms.
+        unit_socket: where systemd starts runners in units of their own; None: they are children of this process.
     """
     if (known := cached_capabilities(allowed, state)) is not None:
         return known
@@ -56,7 +58,7 @@ def probe_capabilities(
     ):
         if not held:
             raise Cancelled
-        prover = _Prover(Path(folder), cancelled)
+        prover = _Prover(Path(folder), cancelled, unit_socket)
         found = tuple(c for name in RUNTIMES for c in prover.runtime(name, allowed))
     if state is not None:
         content = {"key": _cache_key(allowed), "capabilities": [asdict(c) for c in found]}
@@ -75,8 +77,14 @@ def cached_capabilities(allowed: Collection[str] | None, state: Path | None) -> 
     return None
 
 
-def fingerprint(threads: int, root: Path = _ROOT) -> dict[str, str]:
-    """What makes devices alike: hardware and runtime versions, no serials, no kernel build. Devices with equal ones share trials."""
+def fingerprint(threads: int, root: Path = _ROOT, allowed: Collection[str] | None = None) -> dict[str, str]:
+    """What makes devices alike: hardware and runtime versions, no serials, no kernel build. Devices with equal ones share trials.
+
+    Args:
+        threads: the device's limit.
+        root: `/`, or a copied tree.
+        allowed: names of runtimes that may be used; None = all. A device that lacks one can't take the other's trials.
+    """
     cpu = _cpu(root)
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     found = {
@@ -89,14 +97,20 @@ def fingerprint(threads: int, root: Path = _ROOT) -> dict[str, str]:
         "threads": str(threads),
     }
     emulated = {"emulated": how} if (how := emulation(root)) else {}
-    return {**found, **emulated, **runtime_versions()}
+    return {**found, **emulated, **runtime_versions(allowed)}
 
 
-def labels(root: Path = _ROOT) -> dict[str, str]:
-    """Labels that the device gives itself: `arch`, `os`, `board`. The user's own come on top."""
-    found = {"arch": platform.machine(), "os": _label(_os_name(root))}
-    board = _board(root)
-    return {**found, "board": _label(board)} if board else found
+def labels(root: Path = _ROOT, allowed: Collection[str] | None = None) -> dict[str, str]:
+    """Labels that the device gives itself; the user's own come on top. What can't be read is left out.
+
+    `arch`, `os`, `board`, `soc`, `ram_gib`, and `runtimes`: those that are installed and allowed, e.g. `onnxruntime,tflite`.
+    """
+    memory_gib = _memory_gib(root)
+    found = {
+        "arch": platform.machine(), "os": _label(_os_name(root)), "board": _label(_board(root)), "soc": _label(_soc(root)),
+        "ram_gib": f"{memory_gib:g}" if memory_gib else "", "runtimes": ",".join(sorted(runtime_versions(allowed))),
+    }  # fmt: skip
+    return {key: value for key, value in found.items() if value}
 
 
 def emulation(root: Path = _ROOT, machine: str = "") -> str:
@@ -127,9 +141,9 @@ def host_id(root: Path = _ROOT) -> str:
     return text(root / "proc/sys/kernel/random/boot_id") or platform.node()
 
 
-def runtime_versions() -> dict[str, str]:
-    """Installed versions of the table's libraries, by runtime; nothing is imported for it."""
-    return {name: version for name in RUNTIMES if (version := _version(name))}
+def runtime_versions(allowed: Collection[str] | None = None) -> dict[str, str]:
+    """Installed versions of the table's libraries, by runtime, of those that are allowed (None = all); nothing is imported for it."""
+    return {name: version for name in RUNTIMES if (allowed is None or name in allowed) and (version := _version(name))}
 
 
 def cpu_name(root: Path = _ROOT) -> str:
@@ -141,8 +155,8 @@ def cpu_name(root: Path = _ROOT) -> str:
 
 
 class _Prover:
-    def __init__(self, folder: Path, cancelled: Callable[[], bool]) -> None:
-        self._folder, self._cancelled = folder, cancelled
+    def __init__(self, folder: Path, cancelled: Callable[[], bool], unit_socket: Path | None) -> None:
+        self._folder, self._cancelled, self._unit_socket = folder, cancelled, unit_socket
 
     def runtime(self, name: str, allowed: Collection[str] | None) -> Iterator[Capability]:
         """The capabilities of one row of the table."""
@@ -150,7 +164,7 @@ class _Prover:
         without = Capability(name, "", _version(name), False, formats=entry.formats)
         if allowed is not None and name not in allowed:
             yield replace(without, reason="not allowed by the agent's configuration")
-        elif not is_installed(name):
+        elif installed_library(name) is None:
             yield replace(without, reason=missing(name))
         else:
             try:
@@ -171,7 +185,7 @@ class _Prover:
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """A runner of its own for every question: a provider that crashes takes nothing with it."""
-        with RunnerProcess(_LIMITS, self._folder, cancelled=self._cancelled) as runner:
+        with RunnerProcess(_LIMITS, self._folder, cancelled=self._cancelled, unit_socket=self._unit_socket) as runner:
             return runner.call(request, _LIMITS.load_ns, Stage.LOAD).body
 
 
@@ -186,8 +200,9 @@ def _cache_key(allowed: Collection[str] | None) -> list[Any]:
 
 
 def _version(name: str) -> str:
+    library = installed_library(name)
     try:
-        return importlib.metadata.version(RUNTIMES[name].distribution)
+        return importlib.metadata.version(library.distribution) if library is not None else ""
     except importlib.metadata.PackageNotFoundError:
         return ""
 
@@ -209,6 +224,15 @@ def _board(root: Path) -> str:
     """The device tree's name of the board, e.g. `Raspberry Pi 4 Model B Rev 1.5`, without the revision."""
     model = text(root / "proc/device-tree/model") or text(root / "sys/firmware/devicetree/base/model") or ""
     return re.sub(r"\s+Rev(ision)?\s+\S+$", "", model)
+
+
+def _soc(root: Path) -> str:
+    """The chip, e.g. `bcm2711`: the last, most general, of what the device tree is compatible with, without its vendor.
+
+    https://devicetree-specification.readthedocs.io, section 2.3.1: from the most specific to the most general.
+    """
+    compatible = text(root / "proc/device-tree/compatible") or text(root / "sys/firmware/devicetree/base/compatible") or ""
+    return compatible.rpartition("\0")[2].rpartition(",")[2]
 
 
 def _memory_gib(root: Path) -> float:

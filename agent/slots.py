@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,7 @@ class Slots:
             if (status := self.known(deployment)) is not None:
                 return status
             folder.mkdir(exist_ok=True)
+            _let_group_read(self._root, folder)
             try:
                 reason = self._activate(folder, deployment, obtain, check)
             except (OSError, EdgefarmError) as error:
@@ -157,7 +159,8 @@ class Slots:
             return f"{failure.kind.value}: {failure.detail}"
         if current is not None and current.key == deployment.candidate.key:
             self._step("rename-same")  # the same candidate under a new generation: keep what the other slot holds
-            atomic_write(self._active(folder) / _STATEMENT, (staging / _STATEMENT).read_bytes())
+            os.rename(staging / _STATEMENT, self._active(folder) / _STATEMENT)
+            sync_directory(self._active(folder))
         else:
             self._swap(folder, staging, free)
         self._step("commit")
@@ -174,6 +177,8 @@ class Slots:
         staging.mkdir()
         main = "model" + Path(check_name(artifact.main_file)).suffix
         names = {f.name: main if f.name == artifact.main_file else check_name(f.name) for f in artifact.files}
+        if artifact.format == "openvino":  # weights are looked for under the graph's own name
+            names |= {n: "model.bin" for n in names if n == Path(artifact.main_file).with_suffix(".bin").name}
         if len(set(names.values()) | {_STATEMENT}) != len(artifact.files) + 1:
             raise ProtocolError(f"{deployment.variant}: files with the same name, or named {main} or {_STATEMENT}")
         for entry in artifact.files:
@@ -188,6 +193,7 @@ class Slots:
             sync_directory(inner)
         self._step("stage-statement")
         atomic_write(staging / _STATEMENT, describe(deployment, main, names))
+        _let_group_read(staging, *staging.rglob("*"))
         return staging / main
 
     def _swap(self, folder: Path, staging: Path, free: Path) -> None:
@@ -328,6 +334,12 @@ class Slots:
     def _locked(self) -> Iterator[None]:
         with FolderLock(self._root / ".lock", "another process is changing the deployed models"):
             yield
+
+
+def _let_group_read(*paths: Path) -> None:
+    """Programs that load what is deployed run as users of the agent's group; what else the agent keeps is its own."""
+    for path in paths:
+        path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o050 if path.is_dir() else 0o040))
 
 
 def _remove(folder: Path) -> None:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent import bench, identity, probe, sensors
+from agent import bench, identity, probe
 from agent.activation import Activation
 from agent.bench import Measured, Site
 from agent.cache import Cache
+from agent.clock import Clock
+from agent.enrolment import FOLDER
 from agent.journal import Journal
 from agent.link import Credentials, Link
-from agent.metrics import Counters, MetricsServer, Page
+from agent.metrics import Counters, Page
+from agent.notify import Notifier, Pulses
 from agent.outbox import Outbox
+from agent.pause import Pause
+from agent.renewal import Renewal
 from agent.runner.limits import limits_in_force
+from agent.runner.scratch import remove
 from agent.slots import Slots
+from agent.telemetry import Reporter
 from agent.threads import vital
 from agent.transfer import Cancelled, Transfers
 from agent.worker import Worker
 from edgefarm import __version__
-from edgefarm.errors import StorageError
+from edgefarm.credentials import load_identity
+from edgefarm.errors import StorageError, Unreachable
 from edgefarm.heap import give_back
+from edgefarm.metrics import CONTENT_TYPE, DEVICE_METRICS, render
 from edgefarm.model import (
     FEATURES,
     PROTOCOL,
@@ -34,6 +43,7 @@ from edgefarm.model import (
     AttemptId,
     Cancel,
     Candidate,
+    Capability,
     ControllerBody,
     Deployment,
     Device,
@@ -49,8 +59,14 @@ from edgefarm.model import (
     Welcome,
 )
 
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from edgefarm.pages import PageServer
+
 _LOG = logging.getLogger(__name__)
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+_PROBE_AGAIN_S = 30.0
 _PROBE_AFTER_S = 2.0  # attaching comes first; without a controller, probing need not wait for it
 
 
@@ -59,13 +75,16 @@ class Config:
     """What `edge-agent run` was told.
 
     Attributes:
-        controller: gRPC target, `unix:/path`.
+        controller: gRPC target, `unix:/path` or HOST:PORT.
+        enrolled: whether the state folder's identity proves it.
         threads: the device's limit for one model.
         runtimes: those it may use; None = all that are installed.
         metrics: HOST:PORT of the Prometheus page, or None for none.
         cache_bytes: quota of the cache; 0 = half of the free space.
         secret: what the first attach proves itself with.
         lock: the host's measure lock; None = the usual one.
+        runner_socket: where systemd starts runners in units of their own; None = they are children of this process.
+        memory_bytes: most that a runner may use, whatever an order says; 0 = most of what is available.
     """
 
     controller: str
@@ -78,19 +97,22 @@ class Config:
     cache_bytes: int = 0
     secret: str = ""
     lock: Path | None = None
+    enrolled: bool = False
+    runner_socket: Path | None = None
+    memory_bytes: int = 0
 
 
 class LocalBench:
     """Measures on this machine, in runner processes."""
 
-    def __init__(self, scratch: Path, threads: int, lock: Path | None) -> None:
-        self._site = Site(scratch, threads, lock)
+    def __init__(self, site: Site, memory_bytes: int) -> None:
+        self._site, self._memory_bytes = site, memory_bytes
 
     def measure(
         self, order: Order, index: int, models: Mapping[str, Path], inputs: Sequence[Path], cancelled: Callable[[], bool]
     ) -> Measured:
         """One launch, or the pass, of an order. Raises Cancelled."""
-        site, work, limits = replace(self._site, cancelled=cancelled), order.work, order.limits
+        site, work, limits = replace(self._site, cancelled=cancelled), order.work, self._within(order.limits)
         try:
             if isinstance(work, LatencyWork):
                 return bench.measure_latency(work, index, models, inputs[0], limits, site)
@@ -104,9 +126,14 @@ class LocalBench:
     def golden(self, candidate: Candidate, model: Path, pack: Path, golden: Golden, cancelled: Callable[[], bool]) -> Failure | None:
         """Runs golden inputs through a file that is about to go live. Raises Cancelled."""
         try:
-            return bench.check_golden(candidate, model, pack, golden, Limits(), replace(self._site, cancelled=cancelled))
+            return bench.check_golden(candidate, model, pack, golden, self._within(Limits()), replace(self._site, cancelled=cancelled))
         except bench.Cancelled:
             raise Cancelled from None
+
+    def _within(self, asked: Limits) -> Limits:
+        """What was asked for, at most what this device's user allows."""
+        bounds = [bound for bound in (asked.memory_bytes, self._memory_bytes) if bound]
+        return replace(asked, memory_bytes=min(bounds, default=0))
 
 
 class Supervisor:
@@ -118,8 +145,10 @@ class Supervisor:
         self._instance = identity.new_instance()
         self._stop, self._attached = threading.Event(), threading.Event()
         self._error: BaseException | None = None
+        self._pulses, self._pause = Pulses(), Pause(self._state)
+        self._notifier = Notifier(self._pulses)
         self._counters = Counters()
-        self._metrics: MetricsServer | None = None
+        self._pages: PageServer | None = None
         self._probed = False
 
     def stop(self) -> None:
@@ -141,8 +170,11 @@ class Supervisor:
                 raise StorageError(f"{self._state}: {error.strerror}") from error
             try:
                 self._start()
+                # Also without a network: restarting would not bring it back, and what runs here goes on running.
+                self._notifier.ready(self._looking())
                 self._stop.wait()
             finally:
+                self._notifier.stopping()
                 self._close()
         if isinstance(self._error, OSError):
             raise StorageError(f"{self._error.filename or self._state}: {self._error.strerror}") from self._error
@@ -152,23 +184,30 @@ class Supervisor:
     def _build(self) -> None:
         config = self._config
         scratch = self._state / "scratch"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+        remove(scratch)
+        scratch.mkdir(exist_ok=True)
         cache = Cache(self._state / "cache", config.cache_bytes or _default_quota(self._state))
         self._journal = Journal(self._state / "journal")
         self._slots = Slots(self._state / "models", config.name)
         self._slots.recover()
         self._device = self._describe()
+        self._clock = Clock(self._state / "clock")
+        self._renewal = Renewal(self._state / FOLDER, self._state, self._clock, lambda: self._link.reconnect())
         self._link = Link(
             config.controller, Credentials(config.name, config.secret),
-            hello=self._hello, receive=self._receive, beat=self._beat, detached=self._attached.clear,
+            hello=self._hello, receive=self._receive, beat=self._beat, detached=self._detached,
+            alive=lambda: self._pulses.beat("link"), refused=self._renewal.refused,
+            identity=lambda: load_identity(self._state / FOLDER) if config.enrolled else None,
         )  # fmt: skip
+        self._page = Page(self._counters, self._state, self._slots.running, _own_rss, self._certificate_expiry)
+        self._reporter = Reporter(self._page.families, self._link.send)
         transfers = Transfers(self._link.artifacts, cache, self._attached, self._counters, config.lock)
-        local = LocalBench(scratch, config.threads, config.lock)
+        local = LocalBench(Site(scratch, config.threads, config.lock, unit_socket=config.runner_socket), config.memory_bytes)
         self._outbox = Outbox(self._journal, cache, transfers, self._link.send)
         activation = Activation(config.name, self._slots, cache, transfers, local, self._link.send, self._counters)
         self._worker = Worker(
-            config.name, local, cache, transfers, self._outbox, activation, scratch, self._counters, self._failed
+            config.name, local, cache, transfers, self._outbox, activation, scratch, self._counters, self._failed,
+            paused=lambda: bool(self._pause), alive=lambda: self._pulses.beat("worker"), wall=self._clock.unix_ms,
         )  # fmt: skip
 
     def _describe(self) -> Device:
@@ -176,28 +215,53 @@ class Supervisor:
         known = probe.cached_capabilities(config.runtimes, self._state)
         self._probed = known is not None
         return Device(
-            config.name, identity.device_id(self._state), probe.host_id(), {**probe.labels(), **config.labels},
-            probe.fingerprint(config.threads), known or (), config.threads, bool(probe.emulation()), __version__,
+            config.name, identity.device_id(self._state), probe.host_id(), {**probe.labels(allowed=config.runtimes), **config.labels},
+            probe.fingerprint(config.threads, allowed=config.runtimes), known or (), config.threads, bool(probe.emulation()), __version__,
         )  # fmt: skip
 
     def _start(self) -> None:
         if self._config.metrics is not None:
-            page = Page(self._config.name, self._counters, sensors.collect_by_sensor, self._slots.running, self._disk_free)
-            self._metrics = MetricsServer(self._config.metrics, page)
-            self._device = replace(self._device, metrics_address=self._metrics.url)
-            _LOG.info("metrics: %s", self._metrics.url)
+            self._serve_metrics(self._config.metrics)
         for name, limit in limits_in_force().items():
             _LOG.info("limit of a runner: %s: %s", name, limit)
+        if self._config.runner_socket is not None:
+            _LOG.info("runners are units of their own: %s", self._config.runner_socket)
         self._worker.start()
         vital("link", self._link.run, self._failed).start()
+        if self._config.enrolled:
+            vital("renewal", self._renewal.run, self._failed).start()
         if not self._probed:
             vital("probe", self._probe, self._failed).start()
 
+    def _serve_metrics(self, address: str) -> None:
+        from edgefarm.pages import PageServer, users_only  # only where it is asked for: it costs memory
+
+        pages = {"/metrics": lambda: (CONTENT_TYPE, render(DEVICE_METRICS, [(self._config.name, self._page.families())]))}
+        tls = self._metrics_tls if self._config.enrolled else None
+        self._pages = PageServer(address, pages, "--metrics", tls=tls, admit=users_only)
+        self._pages.start()
+        self._device = replace(self._device, metrics_address=f"{self._pages.url}/metrics")
+        _LOG.info("metrics: %s", self._device.metrics_address)
+
+    def _metrics_tls(self) -> SSLContext:
+        from edgefarm.pages import mutual_tls
+
+        known = load_identity(self._state / FOLDER)
+        if known is None:
+            raise StorageError(f"{self._state / FOLDER}: this device's identity is gone")
+        return mutual_tls(known.certificate_pem, known.key_pem, known.authority_pem)
+
+    def _certificate_expiry(self) -> float | None:
+        known = load_identity(self._state / FOLDER) if self._config.enrolled else None
+        return None if known is None else known.not_after_unix_ms / 1000
+
     def _close(self) -> None:
         self._worker.stop()
+        self._reporter.stop()
+        self._renewal.stop()
         self._link.stop()
-        if self._metrics is not None:
-            self._metrics.close()
+        if self._pages is not None:
+            self._pages.stop()
 
     def _failed(self, error: BaseException) -> None:
         """One of the threads failed: the agent ends with its error. What one meets while all end already is no error."""
@@ -209,7 +273,8 @@ class Supervisor:
         """Proves what this device can run, while nothing is measured on its host, and tells the controller."""
         self._attached.wait(_PROBE_AFTER_S)
         try:
-            found = probe.probe_capabilities(self._config.runtimes, self._state, lock=self._config.lock, cancelled=self._stop.is_set)
+            while (found := self._prove()) is None:
+                self._stop.wait(_PROBE_AGAIN_S)
         except bench.Cancelled:
             return
         for capability in found:
@@ -217,6 +282,17 @@ class Supervisor:
         self._device = replace(self._device, capabilities=found)
         self._probed = True
         self._link.send(Probed(self._device))
+
+    def _prove(self) -> tuple[Capability, ...] | None:
+        """None where no runner starts: an agent that cannot measure still deploys, goes back and tells. Raises Cancelled."""
+        try:
+            return probe.probe_capabilities(
+                self._config.runtimes, self._state, lock=self._config.lock, cancelled=self._stop.is_set,
+                unit_socket=self._config.runner_socket,
+            )  # fmt: skip
+        except Unreachable as error:
+            _LOG.error("nothing can be proved: %s", error)
+            return None
 
     def _hello(self) -> Hello:
         unacknowledged = tuple(AttemptId(a.order, a.index) for a in self._journal.attempts())
@@ -227,13 +303,25 @@ class Supervisor:
 
     def _beat(self) -> Heartbeat:
         self._worker.wake()  # so that it notices what another process changed in the slots
-        return Heartbeat(self._worker.running(), self._disk_free(), _own_rss())
+        paused = bool(self._pause)
+        self._notifier.status("paused" if paused else f"attached to {self._config.controller}")
+        return Heartbeat(self._worker.running(), self._disk_free(), _own_rss(), paused)
+
+    def _detached(self) -> None:
+        self._attached.clear()
+        self._notifier.status(self._looking())
+
+    def _looking(self) -> str:
+        return f"not attached; looking for {self._config.controller}"
 
     def _receive(self, body: ControllerBody) -> None:
         if isinstance(body, Welcome):
             _LOG.info("attached, session %d", body.epoch)
             self._attached.set()
+            self._clock.heard(body.unix_ms)
+            self._renewal.attached()
             self._worker.attached()
+            self._reporter.attached(body.telemetry_ns)
             give_back()
         elif isinstance(body, Order):
             self._worker.order(body)

@@ -38,6 +38,7 @@ from edgefarm.model import (
 )
 
 _LOG = logging.getLogger(__name__)
+_IDLE_S = 60.0  # longest wait without a sign of life
 _IN_A_ROW = 2  # launches that failed as a whole, after which the rest of an order is not tried
 
 
@@ -87,12 +88,17 @@ class Worker:
         device: this device's name.
         scratch: an empty folder on the cache's file system.
         failed: told of an error that ended one of the threads: nothing is worked on any more.
+        paused: while it says so, no launch begins.
+        alive: called again and again by the worker's thread for as long as it does not hang.
+        wall: UTC milliseconds.
     """
 
     def __init__(
         self, device: str, bench: Bench, cache: Cache, transfers: Transfers, outbox: Outbox, activation: Activation, scratch: Path,
-        counters: Counters, failed: Callable[[BaseException], None],
+        counters: Counters, failed: Callable[[BaseException], None], *, paused: Callable[[], bool] = lambda: False,
+        alive: Callable[[], None] = lambda: None, wall: Callable[[], int] = lambda: time.time_ns() // 10**6,
     ) -> None:  # fmt: skip
+        self._paused, self._alive, self._wall = paused, alive, wall
         self._device, self._bench, self._cache, self._transfers = device, bench, cache, transfers
         self._outbox, self._activation, self._scratch, self._counters = outbox, activation, scratch, counters
         self._changed = threading.Condition()
@@ -186,14 +192,14 @@ class Worker:
 
     def run(self) -> None:
         """The worker thread."""
-        while not self._stopped:
+        while not self._is_stopped():
             wait_s = self._outbox.deliver(self._is_stopped)
             self._activation.report_changes()
             if self._activation.step(self._next_deployment(), self._is_stopped) or self._step():
                 continue
             with self._changed:
                 if not (self._woken or self._stopped):
-                    self._changed.wait(wait_s)
+                    self._changed.wait(_IDLE_S if wait_s is None else min(wait_s, _IDLE_S))
                 self._woken = False
 
     def run_ahead(self) -> None:
@@ -207,12 +213,17 @@ class Worker:
                     return
                 fetched = job = self._jobs[1]
             try:
-                self._fetch(job)
+                self._fetch(job, job.cancelled.is_set)
             except (Cancelled, EdgefarmError, OSError, ValueError) as error:
                 _LOG.info("order %s: nothing fetched ahead: %s", job.order.id, error)
 
     def _is_stopped(self) -> bool:
+        """Asked by whatever keeps the worker's thread for long, so that the asking is its sign of life."""
+        self._alive()
         return self._stopped
+
+    def _is_cut(self, job: Job) -> bool:
+        return self._is_stopped() or job.cancelled.is_set()
 
     def _next_deployment(self) -> Deployment | None:
         with self._changed:
@@ -227,6 +238,8 @@ class Worker:
         if not job.left or job.cancelled.is_set():
             self._end(job)
             return True
+        if self._paused():
+            return False
         try:
             if job.models is None:
                 job.models = self._prepare(job)
@@ -242,23 +255,23 @@ class Worker:
             self._give_up(job, Failure(kind, str(error), Stage.TRANSFER))
         return True
 
-    def _fetch(self, job: Job) -> None:
+    def _fetch(self, job: Job, cancelled: Callable[[], bool]) -> None:
         limit_s = job.order.limits.transfer_ns / 1e9
         started = time.monotonic()
         for digest, size in job.wanted().items():
-            self._transfers.fetch(digest, size, max(0.001, limit_s - (time.monotonic() - started)), job.cancelled.is_set)
+            self._transfers.fetch(digest, size, max(0.001, limit_s - (time.monotonic() - started)), cancelled)
 
     def _prepare(self, job: Job) -> dict[str, Path]:
-        self._fetch(job)
+        self._fetch(job, lambda: self._is_cut(job))
         folder = self._scratch / "order"
         shutil.rmtree(folder, ignore_errors=True)
         return {c.key: self._cache.materialise(c.candidate.artifact, folder / str(i)) for i, c in enumerate(job.contenders)}
 
     def _launch(self, job: Job) -> None:
-        index, started_ms = job.left[0], time.time_ns() // 10**6
+        index, started_ms = job.left[0], self._wall()
         _LOG.info("order %s: launch %d begins", job.order.id, index)
         try:
-            measured = self._bench.measure(job.order, index, job.models or {}, self._inputs(job), job.cancelled.is_set)
+            measured = self._bench.measure(job.order, index, job.models or {}, self._inputs(job), lambda: self._is_cut(job))
             outcome = self._keep(job, measured)
         except (Cancelled, OSError, EdgefarmError):
             raise
@@ -277,7 +290,7 @@ class Worker:
     def _inputs(self, job: Job) -> list[Path]:
         """The pinned shards; one that was damaged since is fetched again."""
         limit_s = job.order.limits.transfer_ns / 1e9
-        return [self._transfers.fetch(digest, None, limit_s, job.cancelled.is_set) for digest in job.shards]
+        return [self._transfers.fetch(digest, None, limit_s, lambda: self._is_cut(job)) for digest in job.shards]
 
     def _keep(self, job: Job, measured: Measured) -> Outcome:
         """Moves the blobs into the cache and their digests into the outcome. Raises OSError, QuotaExceeded."""
@@ -297,7 +310,7 @@ class Worker:
         """Answers every launch that is left with the same failure, so that the controller waits for none."""
         _LOG.warning("order %s: %s: %s", job.order.id, failure.kind.value, failure.detail)
         for index in job.left:
-            self._record(job, Attempt(job.order.id, index, self._device, time.time_ns() // 10**6, 0, failure))
+            self._record(job, Attempt(job.order.id, index, self._device, self._wall(), 0, failure))
         job.left.clear()
 
     def _end(self, job: Job) -> None:

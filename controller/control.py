@@ -1,6 +1,7 @@
 """`Control`: the one interface between the driver of a run and the farm.
 
-Two implementations are meant: in-process (`controller.farm.Farm`, hosted) and a client of the `Control` service.
+Two implementations: in-process (`controller.farm.Farm`, hosted) and over gRPC (`controller.client.Client`, to a running controller,
+which knows by itself who calls: it takes its own word for `owner` and `holder`).
 Everything that crosses it is a value of `edgefarm.model`; every call is idempotent, so a driver may repeat it after a restart.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from edgefarm.model import Deployment, DeploymentStatus, DeviceStatus, Order, Progress, Run
+from edgefarm.model import Deployment, DeploymentStatus, DeviceStatus, Hold, Order, Progress, Run
 
 
 class Control(Protocol):
@@ -21,11 +22,15 @@ class Control(Protocol):
         ...
 
     def update_run(self, run: Run) -> None:
-        """Stores state, report, exit code and end of a run."""
+        """Stores state, report, exit code and end of a run. Raises RunCancelled."""
         ...
 
-    def runs(self, campaign: str = "") -> Sequence[Run]:
-        """All runs (of a campaign), oldest first."""
+    def runs(self, campaign: str = "", *, brief: bool = False) -> Sequence[Run]:
+        """All runs (of a campaign), oldest first; `brief`: without specs and reports."""
+        ...
+
+    def cancel_run(self, run: str) -> Run:
+        """Ends a run for good: its open orders are cancelled, its driver gets RunCancelled. Raises UserError if it has ended."""
         ...
 
     def devices(self) -> Sequence[DeviceStatus]:
@@ -78,4 +83,28 @@ class Control(Protocol):
 
     def wait_for_deployments(self, ids: Sequence[str], timeout_s: float) -> Sequence[DeploymentStatus]:
         """Waits until each has ended (committed, failed …) or the time is over; returns the statuses as they are then."""
+        ...
+
+    def drive(self, campaign: str, driver: str) -> None:
+        """Holds a campaign for one driver for half a minute; repeat it to go on. Raises Busy where another one holds it."""
+        ...
+
+    def leave(self, campaign: str, driver: str) -> None:
+        """Ends `drive`."""
+        ...
+
+    def lease(self, devices: Sequence[str], holder: str, for_s: float) -> Sequence[Hold]:
+        """Keeps devices for the orders of one owner: all, or none. Raises Busy where one is leased to another."""
+        ...
+
+    def drain(self, devices: Sequence[str], holder: str) -> Sequence[Hold]:
+        """Keeps devices from new orders until they are released; what runs there ends."""
+        ...
+
+    def release(self, devices: Sequence[str], holder: str | None) -> Sequence[str]:
+        """Ends leases of `holder` (None: anybody's) and drains; returns the devices that were held. Raises Denied."""
+        ...
+
+    def holds(self) -> Sequence[Hold]:
+        """All that is held, by kind and name."""
         ...

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from controller import rights, schedule
+from controller import rights
+from controller.fair_queue import FairQueue
+from controller.holds import Holds
 from controller.reconcile import HeldOrder, KnownDeployment, is_supported, reconcile
 from controller.sessions import Session, Station
 from controller.store import QueueEntry, Store
-from edgefarm.errors import Busy, Denied, QuotaExceeded, Unreachable
+from edgefarm.errors import Busy, Denied, EdgefarmError, QuotaExceeded, Unreachable
 from edgefarm.model import (
     Ack,
     AgentBody,
@@ -45,18 +47,17 @@ class Dispatcher:
     """Devices and their orders.
 
     Args:
+        holds: who holds which device.
         clock: monotonic seconds.
         wall: UTC milliseconds.
         lost_after_s: silence after which a device's process counts as lost and its orders are taken back.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], wall: Callable[[], int], lost_after_s: float) -> None:
-        self._store, self._clock, self._wall, self._lost_after_s = store, clock, wall, lost_after_s
+    def __init__(self, store: Store, holds: Holds, clock: Callable[[], float], wall: Callable[[], int], lost_after_s: float) -> None:
+        self._store, self._holds, self._clock, self._wall, self._lost_after_s = store, holds, clock, wall, lost_after_s
         self._stations = {d.name: Station(d, seen, quiet_since=clock()) for d, seen in store.devices()}
-        self._device_turns: dict[str, int] = {}
-        self._run_turns: dict[str, int] = {}
-        self._turn = 0
-        self._sent_turn: dict[str, int] = {}  # order -> when this process sent it; an order sent by an earlier one is absent
+        self._queue = FairQueue(store, holds, clock)
+        self._sent_turn = self._queue.sent_turn
 
     def attach(self, session: Session, hello: Hello) -> None:
         """Takes a device in: an older session ends, losses are counted, the difference to what should be is sent."""
@@ -75,7 +76,8 @@ class Dispatcher:
 
     def _send_difference(self, station: Station, session: Session, hello: Hello) -> None:
         for entry in self._store.queue():  # taken back while the device was away, but it never stopped working on it
-            if entry.state is OrderState.QUEUED and entry.id in hello.open_orders and entry.device in ("", session.device):
+            still_there = entry.state is OrderState.QUEUED and entry.id in hello.open_orders and entry.device in ("", session.device)
+            if still_there and self._queue.may_take(session.device, entry.run):
                 self._mark_sent(entry.id, session.device)
         stored = [o for e in self._held(session.device) if (o := self._store.order(e.id)) is not None]
         known = [KnownDeployment(s.deployment, s.status) for s in self._store.history(session.device)]
@@ -105,6 +107,9 @@ class Dispatcher:
         station = self._stations[session.device]
         if isinstance(body, Heartbeat):
             session.working_on = body.order
+            if session.paused != body.paused:
+                session.paused = body.paused
+                self.dispatch()
         elif isinstance(body, Probed):
             self._know(station, body.device, probed=True)
             self.dispatch()
@@ -164,6 +169,12 @@ class Dispatcher:
         """Says why nobody expects a device back, or that it ever comes: one that never attached is known by its name only."""
         self._stations.setdefault(device, Station(Device(device, "", ""))).given_up = reason
 
+    def end_session(self, device: str, error: EdgefarmError) -> None:
+        """Ends a device's stream with an error, if it has one."""
+        session = self._stations[device].session
+        if session is not None:
+            session.end(error)
+
     def given_up(self) -> set[str]:
         """Devices that nobody expects back."""
         return {name for name, s in self._stations.items() if s.given_up}
@@ -213,20 +224,8 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Gives ready devices what the schedule says."""
-        queue = self._store.queue()
-        hosts = {name: s.device.host for name, s in self._stations.items()}
         ending = {order for s in self._stations.values() if s.session is not None for order in s.session.ending}
-        queued = [e for e in queue if e.state is OrderState.QUEUED and e.id not in ending]
-        waiting = [schedule.Waiting(e.id, e.run, e.device, e.device_class, e.sequence) for e in queued]
-        if not waiting:
-            return
-        underway = [schedule.Underway(e.id, e.sent_to, hosts.get(e.sent_to, e.sent_to)) for e in queue if e.state is OrderState.SENT]
-        ready = [
-            schedule.Ready(name, s.device.device_class, s.device.host)
-            for name, s in self._stations.items()
-            if s.takes_orders and is_supported(s.protocol)
-        ]
-        assignments = schedule.assign(waiting, ready, underway, self._device_turns, self._run_turns)
+        assignments = self._queue.assign(self._store.queue(), self._stations, ending)
         given = [self._give(a.order, self._stations[a.device]) for a in assignments]
         if not all(given):
             self.dispatch()
@@ -241,20 +240,35 @@ class Dispatcher:
             self._store.mark(order_id, OrderState.DONE, from_states=_OPEN)
             return False
         self._mark_sent(order_id, session.device)
-        self._device_turns[session.device] = self._run_turns[left.run] = self._turn
+        self._queue.served(session.device, left.run)
         self._grant(station)
         session.send([left])
         return True
 
     def _mark_sent(self, order_id: str, device: str) -> None:
         self._store.mark(order_id, OrderState.SENT, device, from_states=_OPEN)
-        self._turn += 1
-        self._sent_turn[order_id] = self._turn
+        self._queue.sent(order_id)
 
-    def cancel(self, run: str, order_ids: set[str]) -> None:
-        """Cancels open orders of a run, also where they are being worked on."""
+    def recall(self, device: str) -> None:
+        """Takes back what a device holds and may not take any more; the order that runs goes on to its end."""
+        session = self._stations[device].session
+        if session is None:
+            return
+        for entry in self._queue.running_first(self._held(device), session.working_on)[1:]:
+            if not self._queue.may_take(device, entry.run):
+                self._store.mark(entry.id, OrderState.QUEUED, from_states=(OrderState.SENT,))
+                session.ending[entry.id] = self._clock() + _ENDING_S
+                session.send([Cancel(entry.id)])
+                self._released(entry.id, device)
+
+    def known(self, device: str) -> bool:
+        """Whether such a device is registered."""
+        return device in self._stations
+
+    def cancel(self, run: str, order_ids: set[str] | None) -> None:
+        """Cancels open orders of a run (these, or all), also where they are being worked on."""
         for entry in self._store.queue():
-            if entry.run != run or entry.id not in order_ids:
+            if entry.run != run or (order_ids is not None and entry.id not in order_ids):
                 continue
             self._store.mark(entry.id, OrderState.CANCELLED, from_states=_OPEN)
             self._sent_turn.pop(entry.id, None)
@@ -273,10 +287,12 @@ class Dispatcher:
 
     def statuses(self) -> list[DeviceStatus]:
         """All devices, by name."""
-        busy = {e.sent_to for e in self._store.queue() if e.state is OrderState.SENT}
+        queue = self._store.queue()
         found = []
         for name, s in sorted(self._stations.items()):
-            state, reason = _state(s, busy=name in busy)
+            held = [e for e in queue if e.state is OrderState.SENT and e.sent_to == name]
+            state, reason = _state(s, busy=bool(held), drained=self._holds.drained(name))
+            reason = reason or self._queue.why(name, held, queue, self._stations)
             seen = self._wall() if s.session else s.last_seen_unix_ms
             found.append(DeviceStatus(s.device, s.device.device_class, state, seen, reason))
         return found
@@ -320,13 +336,15 @@ def _expected(order: Order, index: int) -> bool:
     return index in order.work.launches if isinstance(order.work, LatencyWork) else index == 0
 
 
-def _state(station: Station, *, busy: bool) -> tuple[str, str]:
+def _state(station: Station, *, busy: bool, drained: bool) -> tuple[str, str]:
     if station.session is None or not station.attached:
         return "lost", station.given_up or station.reason
     if not is_supported(station.protocol):
         return "needs_upgrade", f"its agent speaks protocol {station.protocol}, which is too old"
     if not station.probed:
         return "probing", ""
-    if station.session.draining:
+    if station.session.draining or drained:
         return "draining", ""
+    if station.session.paused:
+        return "paused", "its user paused it: edge-agent pause --resume"
     return ("busy" if busy else "ready"), ""

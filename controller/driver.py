@@ -15,7 +15,7 @@ from controller.config.lines import parse
 from controller.control import Control
 from controller.events import Events
 from controller.evidence import Evaluation, Evidence, Group
-from controller.fleetplan import Build, Setting, Unable, group
+from controller.fleetplan import Build, Setting, Unable, formats_run, group
 from controller.measuring import Measuring
 from controller.report import DeviceResult, build
 from controller.report.candidate import Origin
@@ -25,11 +25,12 @@ from controller.scoring import Scoring
 from controller.selection import Choice, choose
 from controller.workload import Workload
 from edgefarm.digest import canonical_json
-from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack
+from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack, UserError
 from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
 from optimizer import search
+from optimizer.passes import ALTERNATIVE
 from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
-from optimizer.recipe import Plan, RecipeError, expand
+from optimizer.recipe import Plan, RecipeError, alternatives, expand
 
 UNTIL = ("optimize", "measure", "select", "rollout")
 _ACTIVATION_S = 300.0
@@ -110,17 +111,21 @@ class Driver:
         self._control.update_run(self.run)
 
     def _optimize(self, retry: bool) -> _Made:
-        plans = make_plans(self._fleet, self._workload)
+        formats = self._formats()
+        plans = make_plans(self._fleet, self._workload, formats)
         asked = self._fleet.file.optimize.budget
         budget = search.Budget(asked.variants, asked.minutes)
         pipeline, workload = Pipeline(self._state / "variants"), self._workload
         began = time.monotonic()
-        outcomes: list[PlanOutcome] = []
+        taken = alternatives(workload.space(formats))
+        outcomes = pipeline.run(workload.source, taken, workload.calibration, workload.probe(), self._on_pass, retry=True)
+        _refuse_what_differs(outcomes)
+        own = len(outcomes)
 
         def minutes() -> float:
             return (time.monotonic() - began) / 60
 
-        while isinstance(step := search.step(plans, _ended(outcomes), budget, minutes()), search.Next):
+        while isinstance(step := search.step(plans, _ended(outcomes[own:]), budget, minutes()), search.Next):
             outcomes += pipeline.run(
                 workload.source,
                 step.plans,
@@ -145,6 +150,11 @@ class Driver:
         ended = event.kind in ("changed", "failed") and not event.cached
         text = f"{event.plan}: {event.pass_name}: {'failed: ' if event.kind == 'failed' else ''}{event.detail}" if ended else ""
         self._events.emit("pass", text, plan=event.plan, passed=event.pass_name, kind=event.kind, cached=event.cached)
+
+    def _formats(self) -> frozenset[str] | None:
+        """Formats that some device may be given; None where none has said what it runs."""
+        known = self._devices()
+        return formats_run([(t, known[t.name]) for t in self._fleet.targets if t.name in known]) or None
 
     def _devices(self) -> dict[str, DeviceStatus]:
         return {s.device.name: s for s in self._control.devices()}
@@ -299,6 +309,9 @@ class Driver:
             notes.append(f"the winner is chosen on the same {n} samples that it is reported on; give data.selection or n >= 400")
         if self._workload.calibration is None:
             notes.append("without data.calibration no static quantisation was tried")
+        used = {b.artifact.format for b in made.builds}
+        notes += [f"{a.path.name} was left out: no device runs {a.signature.format}" for a in self._workload.alternatives
+                  if a.signature.format not in used]  # fmt: skip
         return notes + made.notes
 
 
@@ -314,12 +327,20 @@ def _why(result: DeviceResult) -> str:
     return result.lost or (result.choice.reason if result.choice else "not measured")
 
 
-def make_plans(fleet: Fleet, workload: Workload) -> list[Plan]:
-    """All plans that the fleet file asks for. Raises FleetFileError for a recipe that cannot be."""
+def make_plans(fleet: Fleet, workload: Workload, formats: frozenset[str] | None = None) -> list[Plan]:
+    """All plans that the fleet file asks for, with results in `formats` (None: any). Raises FleetFileError for one that cannot be."""
     try:
-        return expand(fleet.file.optimize.recipes, workload.source.signature, workload.calibration is not None, _PLANS_LIMIT)
+        return expand(fleet.file.optimize.recipes, workload.space(formats), _PLANS_LIMIT)
     except RecipeError as error:
         raise fleet.document.error(error.message, parse(error.field)) from error
+
+
+def _refuse_what_differs(outcomes: Sequence[PlanOutcome]) -> None:
+    """Raises UserError for an alternative that is not the source's network."""
+    for outcome in outcomes:
+        if isinstance(outcome, Failed):
+            file = outcome.plan.steps[0].parameters["file"]
+            raise UserError(f"{file}: {outcome.failure.detail.removeprefix(f'{ALTERNATIVE}: ')}")
 
 
 def _ended(outcomes: Sequence[PlanOutcome]) -> set[str]:
@@ -334,7 +355,7 @@ def _gather(workload: Workload, outcomes: Sequence[PlanOutcome]) -> _Made:
         if isinstance(outcome, Variant):
             lineage = [step.as_json() for step in outcome.lineage]
             made.origins[outcome.artifact.digest] = Origin(lineage, str(outcome.main_file))
-            made.builds.append(Build(outcome.artifact, outcome.name, outcome.io))
+            made.builds.append(Build(outcome.artifact, outcome.name, outcome.io, outcome.plain))
         elif isinstance(outcome, Failed):
             made.failures.append(OptimizeFailure(outcome.plan.name, outcome.failure))
         elif isinstance(outcome, Skipped):

@@ -31,11 +31,12 @@ _ENDED = {OrderState.DONE, OrderState.CANCELLED, OrderState.QUARANTINED}
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate in play; `variant` is the name that people read."""
+    """A candidate in play; `variant` is the name that people read, `note` what they should know of it."""
 
     candidate: Candidate
     variant: str
     baseline: bool = False
+    note: str = ""
 
     @property
     def key(self) -> str:
@@ -78,7 +79,7 @@ class Group:
 
     @property
     def baseline(self) -> Entry:
-        """The source, in its own runtime."""
+        """The source in its own runtime, or what stands in for it."""
         return self.entries[0]
 
     @property

@@ -10,16 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from controller.artifacts import ArtifactStore
 from controller.deployments import UNDERWAY, Deployments
 from controller.dispatch import Dispatcher
+from controller.holds import Holds
 from controller.progress import RunView
 from controller.sessions import Doorkeeper, Peer, Session
 from controller.store import Store
-from edgefarm.errors import NotFound, ProtocolError, StorageError
+from controller.telemetry import Relay
+from edgefarm.errors import Denied, EdgefarmError, NotFound, ProtocolError, RunCancelled, StorageError, UserError
 from edgefarm.model import (
+    CANCELLED,
     FEATURES,
     PROTOCOL,
     AgentBody,
@@ -28,14 +32,18 @@ from edgefarm.model import (
     DeviceStatus,
     Heartbeat,
     Hello,
+    Hold,
+    HoldKind,
     Order,
     Progress,
     Run,
+    Telemetry,
     Welcome,
 )
 
 HEARTBEAT_S = 5.0
 LOST_AFTER_S = 30.0
+DRIVER_LIMIT_S = 30.0  # after which a driver that gave no sign of life is gone
 _SILENT_HEARTBEATS = 3
 
 
@@ -53,6 +61,8 @@ class Farm:
         lost_after_s: how long a device may be away before its orders are taken back.
         clock: monotonic seconds.
         wall: UTC milliseconds.
+        labels: those that users set for a device, on top of its own.
+        telemetry_s: how often devices report their metrics; 0: never, nobody looks at them.
     """
 
     def __init__(
@@ -64,16 +74,29 @@ class Farm:
         lost_after_s: float = LOST_AFTER_S,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], int] = _utc_ms,
+        labels: Callable[[str], Mapping[str, str]] = lambda device: {},
+        telemetry_s: float = 0.0,
     ) -> None:
         self.artifacts = artifacts
+        self._labels = labels
         self.doorkeeper = Doorkeeper()
+        self.relay = Relay(telemetry_s, wall)
         self._store, self._heartbeat_s, self._wall = store, heartbeat_s, wall
         self._changed = threading.Condition(threading.RLock())
-        self._dispatcher = Dispatcher(store, clock, wall, lost_after_s)
+        self._holds = Holds(store, wall)
+        self._dispatcher = Dispatcher(store, self._holds, clock, wall, lost_after_s)
         self._deployments = Deployments(store, self._dispatcher.send_deployment)
         self._views: dict[str, RunView] = {}
+        self._watchers: frozenset[Callable[[], None]] = frozenset()
+        self._watching = threading.Lock()  # of `_watchers`; never held while waiting for anything else
+        self._cancelled: set[str] = set()  # runs that this process cancelled: their drivers are told at their next look
         self._epoch = 0
         self._failed: StorageError | None = None
+
+    @property
+    def store(self) -> Store:
+        """The durable state, to look at."""
+        return self._store
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -82,7 +105,23 @@ class Farm:
             try:
                 yield
             finally:
-                self._changed.notify_all()
+                self._notify()
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        for wake in self._watchers:
+            wake()
+
+    @contextmanager
+    def watched(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Calls `wake`, which must not block, at every change: for those that can't wait in a thread."""
+        with self._watching:
+            self._watchers |= {wake}
+        try:
+            yield
+        finally:
+            with self._watching:
+                self._watchers -= {wake}
 
     def _raise_failed(self) -> None:
         """Raises, once, what `storage_failed` was told. Callers hold the lock."""
@@ -97,12 +136,33 @@ class Farm:
         return self._store.open_run(campaign, spec_digest, spec, owner, labels, self._wall())
 
     def update_run(self, run: Run) -> None:
-        """Stores state, report, exit code and end of a run. Raises NotFound."""
+        """Stores state, report, exit code and end of a run. Raises NotFound, RunCancelled."""
+        self._check_not_cancelled(run.name)
         self._store.update_run(run)
 
-    def runs(self, campaign: str = "") -> Sequence[Run]:
-        """All runs (of a campaign), oldest first."""
-        return self._store.runs(campaign)
+    def cancel_run(self, run: str) -> Run:
+        """Ends a run for good: its open orders are cancelled, its driver is told. Raises NotFound, UserError if it has ended."""
+        with self._changing():
+            found = self._store.run(run)
+            if found is None:
+                raise NotFound(f"no run {run!r}")
+            if found.ended:
+                raise UserError(f"run {run!r} has ended already: it is {found.state}")
+            ended = replace(found, state=CANCELLED, exit_code=RunCancelled.exit_code, finished_unix_ms=self._wall())
+            self._store.update_run(ended)
+            self._cancelled.add(run)
+            self._dispatcher.cancel(run, None)
+            return ended
+
+    def _check_not_cancelled(self, run: str) -> None:
+        found = self._store.run(run)
+        if found is not None and found.state == CANCELLED:
+            raise RunCancelled(f"run {run!r} was cancelled by another command; the next 'controller deploy' starts a new one")
+
+    def runs(self, campaign: str = "", *, brief: bool = False) -> Sequence[Run]:
+        """All runs (of a campaign), oldest first; `brief`: without specs and reports."""
+        found = self._store.runs(campaign)
+        return [replace(r, spec="", report="") for r in found] if brief else found
 
     def has(self, digest: str) -> bool:
         """Whether the artifact store holds these bytes."""
@@ -121,11 +181,17 @@ class Farm:
     def devices(self) -> Sequence[DeviceStatus]:
         """All registered devices, by name."""
         with self._changed:
-            return self._dispatcher.statuses()
+            return [self._labelled(s) for s in self._dispatcher.statuses()]
+
+    def _labelled(self, status: DeviceStatus) -> DeviceStatus:
+        device = status.device
+        return replace(status, device=replace(device, labels={**device.labels, **self._labels(device.name)}))
 
     def submit(self, orders: Sequence[Order]) -> None:
         """Queues orders; one whose id is known already is left as it is. Raises NotFound for an unknown run."""
         with self._changing():
+            for run in dict.fromkeys(o.run for o in orders):
+                self._check_not_cancelled(run)
             self._store.add_orders(orders)
             self._dispatcher.dispatch()
 
@@ -146,9 +212,18 @@ class Farm:
         """All orders of a run with their attempts; waits until its revision is above `since`, or `wait_s` passed. Raises NotFound."""
         with self._changed:
             self._changed.wait_for(lambda: self._failed or self._store.revision(run) > since, wait_s)
-            self._raise_failed()
-            view = self._views.setdefault(run, RunView(self._store, run))
-            return view.refresh()
+            return self._view(run).refresh()
+
+    def news(self, run: str, since: int) -> Progress:
+        """As `progress`, at once, and only of orders that changed after revision `since`, each whole."""
+        with self._changed:
+            return self._view(run).news(since)
+
+    def _view(self, run: str) -> RunView:
+        self._raise_failed()
+        if run in self._cancelled:
+            self._check_not_cancelled(run)
+        return self._views.setdefault(run, RunView(self._store, run))
 
     def wait_for_devices(self, names: Collection[str], timeout_s: float) -> list[str]:
         """Waits until each is attached and has probed, or was given up (`mark_lost`), or the time is over; returns those missing."""
@@ -188,6 +263,55 @@ class Farm:
             raise NotFound(f"no deployment {missing[0]!r}")
         return [found[i] for i in ids]
 
+    # Control: holds
+
+    def drive(self, campaign: str, driver: str) -> None:
+        """Holds a campaign for one driver, for DRIVER_LIMIT_S; repeat it to go on. Raises Busy where another one holds it."""
+        with self._changed:
+            self._holds.take(HoldKind.DRIVER, [campaign], driver, DRIVER_LIMIT_S)
+
+    def leave(self, campaign: str, driver: str) -> None:
+        """Ends `drive`."""
+        with self._changed:
+            self._holds.leave(campaign, driver)
+
+    def lease(self, devices: Sequence[str], holder: str, for_s: float) -> Sequence[Hold]:
+        """Keeps devices for the orders of one owner: all, or none. Raises NotFound, Busy where one is leased to another."""
+        if for_s <= 0:
+            raise UserError(f"a lease lasts longer than {for_s:g} s")
+        return self._hold(HoldKind.LEASE, devices, holder, for_s)
+
+    def drain(self, devices: Sequence[str], holder: str) -> Sequence[Hold]:
+        """Keeps devices from new orders until they are released; what runs there ends. Raises NotFound."""
+        return self._hold(HoldKind.DRAIN, devices, holder, None)
+
+    def _hold(self, kind: HoldKind, devices: Sequence[str], holder: str, for_s: float | None) -> Sequence[Hold]:
+        with self._changing():
+            self._check_registered(devices)
+            taken = self._holds.take(kind, devices, holder, for_s)
+            for device in devices:
+                self._dispatcher.recall(device)
+            self._dispatcher.dispatch()
+            return taken
+
+    def release(self, devices: Sequence[str], holder: str | None) -> Sequence[str]:
+        """Ends leases of `holder` (None: anybody's) and drains of devices; returns those that were held. Raises NotFound, Denied."""
+        with self._changing():
+            self._check_registered(devices)
+            held = self._holds.release(devices, holder)
+            self._dispatcher.dispatch()
+            return held
+
+    def _check_registered(self, devices: Sequence[str]) -> None:
+        for device in devices:
+            if not self._dispatcher.known(device):
+                raise NotFound(f"no device {device!r} is registered")
+
+    def holds(self) -> Sequence[Hold]:
+        """All that is held, by kind and name."""
+        with self._changed:
+            return self._holds.all()
+
     # The device side
 
     def attach(self, peer: Peer, hello: Hello, wake: Callable[[], None]) -> Session:
@@ -200,7 +324,8 @@ class Farm:
             session = Session(peer.device, hello.instance, self._epoch, wake)
             features = tuple(f for f in FEATURES if f in hello.features)
             heartbeat_ns = round(self._heartbeat_s * 1e9)
-            session.send([Welcome(min(PROTOCOL, hello.protocol), features, self._epoch, heartbeat_ns, token)])
+            times = {"heartbeat_ns": heartbeat_ns, "unix_ms": self._wall(), "telemetry_ns": self.relay.begin(peer.device)}
+            session.send([Welcome(min(PROTOCOL, hello.protocol), features, self._epoch, session=token, **times)])
             self._dispatcher.attach(session, hello)
             return session
 
@@ -210,8 +335,10 @@ class Farm:
             raise ProtocolError(f"device {session.device!r} said Hello twice in one session")
         with self._changed:
             self._dispatcher.receive(session, body)
-            if not isinstance(body, Heartbeat):
-                self._changed.notify_all()
+            if isinstance(body, Telemetry):
+                self.relay.take(session.device, body)
+            elif not isinstance(body, Heartbeat):
+                self._notify()
 
     def detach(self, session: Session, reason: str = "its connection is gone") -> None:
         """The stream ended."""
@@ -223,16 +350,31 @@ class Farm:
         with self._changing():
             self._dispatcher.mark_lost(device, reason)
 
+    def expel(self, device: str, reason: str) -> None:
+        """Ends a device's session with Denied, for this reason. Keeping it out is not the farm's business."""
+        with self._changing():
+            self._dispatcher.mark_lost(device, reason)
+            self._dispatcher.end_session(device, Denied(reason))
+
+    def end_sessions(self, error: EdgefarmError) -> None:
+        """Ends all streams with an error."""
+        with self._changing():
+            for status in self._dispatcher.statuses():
+                self._dispatcher.end_session(status.device.name, error)
+
     def storage_failed(self, error: StorageError) -> None:
         """Takes an error of the store or the artifacts that a device met: who waits for devices here gets it, since they can't go on."""
         with self._changing():
             self._failed = error
 
     def tick(self) -> None:
-        """Notices silence; call it every second or so."""
+        """Notices silence, and holds whose time is over; call it every second or so."""
         with self._changed:
-            if self._dispatcher.tick(_SILENT_HEARTBEATS * self._heartbeat_s):
-                self._changed.notify_all()
+            over = self._holds.end_expired()
+            if over:
+                self._dispatcher.dispatch()
+            if self._dispatcher.tick(_SILENT_HEARTBEATS * self._heartbeat_s) or over:
+                self._notify()
 
     def check_fetch(self, device: str, digest: str) -> None:
         """Raises Denied unless an open order or a deployment of the device needs these bytes."""

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.config.fleet import Target
 from controller.evidence import Entry, Evaluation, Group
 from edgefarm.model import Artifact, Candidate, Capability, Device, DeviceStatus, Io, Scalar
+from optimizer.source import FORMATS
 
-# The runtime in which a source's own bytes are the baseline.
-OWN_RUNTIME = {"onnx": "onnxruntime", "tflite": "tflite", "openvino": "openvino"}
+# The runtime in which a format's own bytes are the baseline.
+OWN_RUNTIME = {f.name: f.runtime for f in FORMATS.values()}
 
 
 @dataclass(frozen=True)
 class Build:
-    """A variant as the planner needs it."""
+    """A variant as the planner needs it. `plain`: the source's own arithmetic in another format, so it may stand in for the source."""
 
     artifact: Artifact
     name: str
     io: Io | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def group(
     for target, status in devices:
         entries = _entries(source, builds, target, status.device)
         if not entries:
-            unable.append(Unable(status, _why_unable(source, status.device)))
+            unable.append(Unable(status, _why_unable(source, builds, target, status.device)))
             continue
         constraints: Mapping[str, float] = target.constraints.model_dump(exclude_none=True)
         identity = (status.device_class, target.objective, tuple(constraints.items()), tuple(e.key for e in entries))
@@ -74,16 +76,47 @@ def group(
     return list(found.values()), unable
 
 
+def formats_run(devices: Sequence[tuple[Target, DeviceStatus]]) -> frozenset[str]:
+    """Formats of artifacts that at least one device may be given."""
+    return frozenset(
+        model_format
+        for target, status in devices
+        for capability in status.device.capabilities
+        for model_format in capability.formats
+        if capability.available and capability.runtime in target.runtimes and _is_welcome(model_format, target)
+    )
+
+
+def formats_expected(targets: Sequence[Target]) -> frozenset[str]:
+    """The same before any device has said what it runs: each runtime is taken to open its own format."""
+    return frozenset(f for f, runtime in OWN_RUNTIME.items() for t in targets if runtime in t.runtimes and _is_welcome(f, t))
+
+
 def _entries(source: Build, builds: Sequence[Build], target: Target, device: Device) -> tuple[Entry, ...]:
-    own = OWN_RUNTIME.get(source.artifact.format, "")
-    baseline = next((c for c in _candidates(source, target, device) if c.runtime == own), None)
+    baseline = _baseline(source, builds, target, device)
     if baseline is None:
         return ()
-    entries = {baseline.key: Entry(baseline, source.name, baseline=True)}
+    entries = {baseline.key: baseline}
     for build in (source, *builds):
         for candidate in _candidates(build, target, device):
             entries.setdefault(candidate.key, Entry(candidate, build.name))
     return tuple(entries.values())
+
+
+def _baseline(source: Build, builds: Sequence[Build], target: Target, device: Device) -> Entry | None:
+    """The source's bytes in their own runtime; where that cannot run, in another one; else its plain conversion, and it says so."""
+    own = OWN_RUNTIME.get(source.artifact.format, "")
+    able = list(_candidates(source, target, device))
+    if first := next((c for c in able if c.runtime == own), None):
+        return Entry(first, source.name, baseline=True)
+    why = f"{own} {_why_not(own, device)}"
+    if able:
+        return Entry(able[0], source.name, baseline=True, note=f"the source's own file in {able[0].runtime}: {why}")
+    for build in builds:
+        if build.plain and (able := list(_candidates(build, target, device))):
+            chosen = next((c for c in able if c.runtime == OWN_RUNTIME.get(build.artifact.format)), able[0])
+            return Entry(chosen, build.name, baseline=True, note=f"stands in for the source, which it was converted from: {why}")
+    return None
 
 
 def _candidates(build: Build, target: Target, device: Device) -> Iterator[Candidate]:
@@ -94,10 +127,25 @@ def _candidates(build: Build, target: Target, device: Device) -> Iterator[Candid
 
 
 def _usable(build: Build, target: Target, device: Device) -> list[Capability]:
+    if not _is_welcome(build.artifact.format, target):
+        return []
     return [c for c in device.capabilities if c.available and c.runtime in target.runtimes and build.artifact.format in c.formats]
 
 
-def _why_unable(source: Build, device: Device) -> str:
+def _is_welcome(model_format: str, target: Target) -> bool:
+    return not target.formats or model_format in target.formats
+
+
+def _why_unable(source: Build, builds: Sequence[Build], target: Target, device: Device) -> str:
     own = OWN_RUNTIME.get(source.artifact.format, "")
-    reasons = [c.reason for c in device.capabilities if c.runtime == own and not c.available]
-    return f"it cannot run the source: {own}: {'; '.join(reasons) or 'not among its runtimes'}"
+    reason = f"it cannot run the source: {own} {_why_not(own, device)}"
+    other = next((b for b in builds if b.plain and _usable(b, replace(target, formats=()), device)), None)
+    if other is None:
+        return reason
+    programs = f"the programs there load {source.artifact.format} files"
+    return f"{reason}; it could run {other.name}, but {programs}: name {OWN_RUNTIME.get(other.artifact.format)} under 'runtimes'"
+
+
+def _why_not(runtime: str, device: Device) -> str:
+    reasons = [c.reason for c in device.capabilities if c.runtime == runtime and not c.available]
+    return "; ".join(reasons) or "is not among its runtimes"

@@ -1,4 +1,4 @@
-"""What a state folder says to one who only looks, also while another command drives it. No device is reached, nothing is written."""
+"""What a state folder, or a running controller, says to one who only looks, also while a command drives runs. Nothing is written."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from controller.control import Control
 from controller.deployments import way_back
 from controller.hosted import driver_of
 from controller.progress import RunView
 from controller.store import SqlStore, Store
 from edgefarm.errors import UserError
-from edgefarm.model import DeploymentStatus, DeviceStatus, OrderState, OrderStatus, Run
+from edgefarm.model import DeploymentStatus, DeviceStatus, HoldKind, OrderState, OrderStatus, Run
 
 WAITING = "waiting_for_driver"
 _OFF = "its agent runs only while a command drives this state folder"
@@ -45,7 +46,7 @@ class Look:
 
     def runs(self, campaign: str = "") -> list[Run]:
         """Runs (of a campaign), oldest first; one that has not ended is `waiting_for_driver` where no command drives it."""
-        return [r if self._driver or r.state.startswith("done") else replace(r, state=WAITING) for r in self._store.runs(campaign)]
+        return [r if self._driver or r.ended else replace(r, state=WAITING) for r in self._store.runs(campaign)]
 
     def orders(self, run: str) -> Sequence[OrderStatus]:
         """All orders of a run with their attempts. Raises NotFound."""
@@ -69,3 +70,28 @@ class Look:
         """Raises UserError for the first device that has no earlier deployment of the model to go back to."""
         for name in devices:
             way_back(self._store.history(name, model), name, model)
+
+
+class RemoteLook:
+    """What a running controller knows; as `Look`."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def runs(self, campaign: str = "") -> list[Run]:
+        """Runs, oldest first, without reports unless a campaign is named; one that nobody drives is `waiting_for_driver`."""
+        driven = {h.name for h in self._control.holds() if h.kind is HoldKind.DRIVER}
+        known = self._control.runs(campaign, brief=not campaign)
+        return [r if r.ended or r.campaign in driven else replace(r, state=WAITING) for r in known]
+
+    def orders(self, run: str) -> Sequence[OrderStatus]:
+        """All orders of a run with their attempts. Raises NotFound."""
+        return self._control.progress(run).orders
+
+    def devices(self) -> list[DeviceStatus]:
+        """All registered devices, by name."""
+        return list(self._control.devices())
+
+    def deployments(self, model: str = "") -> list[DeploymentStatus]:
+        """The newest deployment of every (device, model)."""
+        return list(self._control.deployments(model))

@@ -13,6 +13,7 @@ class RunView:
         self._store, self._run = store, run
         self.revision = -1
         self._orders: dict[str, OrderStatus] = {}
+        self._touched: dict[str, int] = {}  # order -> revision of its last change
         self._attempts: dict[str, dict[int, Attempt]] = {}
 
     def refresh(self) -> Progress:
@@ -26,5 +27,11 @@ class RunView:
         for order_id in touched:
             status, mine = self._orders[order_id], self._attempts.get(order_id, {})
             self._orders[order_id] = OrderStatus(status.order, status.state, status.device, tuple(mine[i] for i in sorted(mine)))
+            self._touched[order_id] = changes.revision
         self.revision = changes.revision
         return Progress(self.revision, tuple(self._orders.values()))
+
+    def news(self, since: int) -> Progress:
+        """The present state, only of orders that changed after revision `since`, each whole. Raises NotFound for an unknown run."""
+        self.refresh()
+        return Progress(self.revision, tuple(s for order_id, s in self._orders.items() if self._touched[order_id] > since))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edgefarm.model import Cancel, Deployment, DeploymentState, DeploymentStatus, Hello, Order, remaining
+from edgefarm.model import PROTOCOL, Cancel, Deployment, DeploymentState, DeploymentStatus, Hello, Order, remaining
 
-MIN_PROTOCOL = 1  # older agents attach, and are told nothing but to upgrade
+_EARLIER = 2  # protocols before ours; older agents attach, and are told nothing but to upgrade
 
 WANTED = (DeploymentState.ORDERED, DeploymentState.STAGED, DeploymentState.COMMITTED)
 ENDED = (DeploymentState.COMMITTED, DeploymentState.FAILED, DeploymentState.ROLLED_BACK, DeploymentState.SUPERSEDED)
@@ -48,9 +48,9 @@ class Difference:
     learned: tuple[DeploymentStatus, ...] = ()
 
 
-def is_supported(protocol: int) -> bool:
-    """Whether an agent of this protocol may be given orders."""
-    return protocol >= MIN_PROTOCOL
+def is_supported(protocol: int, ours: int = PROTOCOL) -> bool:
+    """Whether an agent of this protocol may be given orders: of ours, of the two before it, or of a newer one, which then speaks ours."""
+    return protocol >= max(1, ours - _EARLIER)
 
 
 def reconcile(hello: Hello, held: Sequence[HeldOrder], known: Sequence[KnownDeployment]) -> Difference:

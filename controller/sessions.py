@@ -15,11 +15,15 @@ from edgefarm.model import ControllerBody, Device
 
 @dataclass(frozen=True)
 class Peer:
-    """What a caller says it is: a device's name, with a one-use secret or the token of its session."""
+    """What a caller says it is: a device's name, with a one-use secret or the token of its session.
+
+    `certified`: TLS and the registry have proved it already.
+    """
 
     device: str
     secret: str = ""
     session: str = ""
+    certified: bool = False
 
 
 class Doorkeeper:
@@ -48,10 +52,10 @@ class Doorkeeper:
             self._check(peer)
 
     def exchange(self, peer: Peer, instance: str) -> str:
-        """The token of the device's session. Raises Denied."""
+        """The token of the device's session, empty for one that needs none. Raises Denied."""
         with self._lock:
             self._check(peer)
-            if peer.session:
+            if peer.session or peer.certified:
                 return peer.session
             if self._bound.setdefault(peer.device, instance) != instance:
                 raise Denied(f"device {peer.device!r}: its secret was used by another process")
@@ -59,6 +63,8 @@ class Doorkeeper:
             return self._tokens[peer.device]
 
     def _check(self, peer: Peer) -> None:
+        if peer.certified:
+            return
         if peer.session:
             if not _equal(peer.session, self._tokens.get(peer.device, "")):
                 raise Denied(f"device {peer.device!r}: its session is not valid any more")
@@ -84,6 +90,7 @@ class Session:
         self.working_on = ""  # the order that the last heartbeat named
         self.heard = 0.0  # monotonic seconds
         self.draining = False
+        self.paused = False  # by its user, on the device
         self.ended: EdgefarmError | None = None
         self._outbox: deque[ControllerBody] = deque()
         self._wake = wake
@@ -136,8 +143,9 @@ class Station:
 
     @property
     def takes_orders(self) -> bool:
-        """Attached, probed, neither draining nor ended."""
-        return self.attached and self.probed and self.session is not None and not self.session.draining
+        """Attached, probed, neither draining nor paused nor ended."""
+        session = self.session
+        return self.attached and self.probed and session is not None and not session.draining and not session.paused
 
     @property
     def attached(self) -> bool:

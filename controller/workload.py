@@ -9,6 +9,8 @@ from controller.config import Fleet
 from edgefarm.errors import UserError
 from edgefarm.tensors import SHARD_BYTES, pack, shards
 from optimizer.dataset import Dataset
+from optimizer.passes import ALTERNATIVE
+from optimizer.recipe import Space, Step
 from optimizer.source import Source, load_source
 
 SPLIT_FLOOR = 400  # samples from which one evaluation set is halved into selection and evaluation
@@ -18,12 +20,18 @@ _LATENCY_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Workload:
-    """The source and its samples. `selection` and `evaluation` are one object where one set serves for both."""
+    """The source, its alternatives and samples. `selection` and `evaluation` are one object where one set serves for both."""
 
     source: Source
     calibration: Dataset | None
     selection: Dataset
     evaluation: Dataset
+    alternatives: tuple[Source, ...] = ()
+
+    def space(self, formats: frozenset[str] | None = None) -> Space:
+        """What plans may be made of. `formats`: those that some device runs, None = not known."""
+        given = ((Step(ALTERNATIVE, {"file": str(a.path), "digest": a.artifact.digest}), a.signature) for a in self.alternatives)
+        return Space(self.source.signature, self.calibration is not None, tuple(given), formats)
 
     @property
     def same_data(self) -> bool:
@@ -61,7 +69,8 @@ def load_workload(fleet: Fleet) -> Workload:
     if selection is not None and set(selection.targets) != set(evaluation.targets):
         wanted, got = sorted(evaluation.targets), sorted(selection.targets)
         raise UserError(f"{fleet.data['selection']}: targets {got}, but the evaluation set has {wanted}; give both the same arrays")
-    return Workload(source, calibration, selection or evaluation, evaluation)
+    alternatives = tuple(load_source(path) for path in fleet.alternatives)
+    return Workload(source, calibration, selection or evaluation, evaluation, alternatives)
 
 
 def _optional(path: Path | None, source: Source, *, targets: bool) -> Dataset | None:

@@ -45,18 +45,46 @@ class _Facts:
             products=sum(count(name, 0) for name in _PRODUCTS),
             grouped=signature.grouped_convolutions > 0,
             others=any(count(name, 0) for name in _ALSO_INTEGER),
-            quantised=any("Quantize" in name or "Integer" in name or name.startswith("QLinear") for name in signature.op_types),
+            quantised=any("Quantize" in name or "Integer" in name or name.startswith("QLinear") for name in signature.op_types)
+            or (signature.format != "onnx" and signature.integers > 0),
             half=not any(signature.weight_dtypes.get(name) for name in _FLOATS),
         )
 
 
-def drafts(signature: Signature, has_calibration: bool) -> list[Draft]:
-    """The sequence of drafts for an ONNX model; without calibration samples those that need none."""
+def drafts(signature: Signature, has_calibration: bool, *, alternative: bool = False) -> list[Draft]:
+    """The sequence of drafts for a model; without calibration samples those that need none.
+
+    `alternative`: the model is the user's own conversion of the source, so it is not converted once more.
+    """
+    by_format = {"onnx": _onnx, "tflite": _tflite}
+    found = list(by_format[signature.format](signature, has_calibration)) if signature.format in by_format else []
+    return found if alternative or signature.format == "openvino" else [*found, *_openvino(_Facts.of(signature))]
+
+
+def _onnx(signature: Signature, has_calibration: bool) -> Iterator[Draft]:
     facts = _Facts.of(signature)
     families = [_static(facts) if has_calibration else iter(()), _dynamic(facts), _plain(facts)]
     if facts.products > 2 * facts.convolutions:  # matrix products quantise well on the fly, and keep more accuracy
         families[0], families[1] = families[1], families[0]
-    return [draft for family in families for draft in family]
+    for family in families:
+        yield from family
+
+
+def _tflite(signature: Signature, has_calibration: bool) -> Iterator[Draft]:
+    """Static integers are the fastest by far where their accuracy holds; dynamic ones are slow on depthwise convolutions."""
+    if signature.integers:
+        return
+    if has_calibration:
+        yield Draft("tflite-int8-static", (("quantize_tflite", {}),))
+        yield Draft("tflite-int8-static-octav", (("quantize_tflite", {"algorithm": "octav"}),))
+    yield Draft("tflite-int8-dynamic", (("quantize_tflite", {"mode": "dynamic"}),))
+    yield Draft("tflite-int8-weights", (("quantize_tflite", {"mode": "weight_only"}),))
+
+
+def _openvino(facts: _Facts) -> Iterator[Draft]:
+    yield Draft("openvino", (("to_openvino", {}),))
+    if not facts.half and not facts.quantised:
+        yield Draft("openvino-fp16", (("to_openvino", {"compress_to_fp16": True}),))
 
 
 def _after_graph(name: str, pass_name: str, **parameters: Scalar) -> Draft:

@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Key:
-    """Everything that a step's result depends on."""
+    """Everything that a step's result depends on. `io`: how the samples' tensors map to the parent's, as JSON."""
 
     pass_name: str
     version: int
@@ -40,11 +40,13 @@ class Key:
     probe: str
     tools: Mapping[str, str]
     seed: int = 0
+    io: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """`sha256:…`; another schema of the cache makes other keys."""
-        return digest_bytes(canonical_json([SCHEMA, {**vars(self), "parameters": dict(self.parameters), "tools": dict(self.tools)}]))
+        mappings = {name: dict(getattr(self, name)) for name in ("parameters", "tools", "io")}
+        return digest_bytes(canonical_json([SCHEMA, {**vars(self), **mappings}]))
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ class Cache:
             return None
         return entry if entry.artifact is None or self._whole(entry.artifact) else None
 
-    def store(self, key: Key, reply: PassReply, out: Path | None, model_format: str, timeout_s: float) -> Entry:
+    def store(self, key: Key, reply: PassReply, out: Path | None, timeout_s: float) -> Entry:
         """Keeps a step's end and moves its output in. Raises StorageError if the disk does not take it."""
         try:
-            artifact = None if out is None else self._keep(out, model_format)
+            artifact = None if out is None else self._keep(out, reply.format)
             entry = Entry(reply, artifact, timeout_s)
             if not reply.transient:
                 atomic_write(self._step(key), canonical_json(_encode(entry)))

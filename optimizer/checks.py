@@ -1,35 +1,32 @@
-"""What every output of a pass must stand before it may become a candidate. Runs in the pass's process; a failure is a value.
-
-Drift is the relative L2 distance of an output to the parent's, pooled over all probe samples: ||variant - parent|| / ||parent||.
-0 is equal, 1 as far as an output of zeros. It finds what is broken, not what is less accurate: accuracy is measured on the device.
-"""
+"""What every output of a pass must stand before it may become a candidate. Runs in the pass's process; a failure is a value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgefarm.errors import UserError
-from edgefarm.model import FailureKind
-from edgefarm.tensors import Tensor
+from edgefarm.model import FailureKind, Io, TensorMap
 from optimizer.dataset import Dataset
+from optimizer.drift import drift
+from optimizer.engines import Run, open_model
+from optimizer.io_maps import through
 from optimizer.passes import Pass, PassFailure
 from optimizer.source import Signature, TensorSpec, inspect_model
 
 VERSION = 1  # raised when a check judges otherwise; part of the cache key
-_TINY = 1e-6  # outputs smaller than this count as zero
-_INTEGER_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinear", "Integer", "DynamicQuantize", "QGemm", "QAttention", "MatMulNBits")
 
 
 class Unchanged(Exception):
     """The pass left no evidence of its work."""
 
 
-def check(parent: Path, output: Path, used: Pass, probe: Dataset | None) -> None:
-    """Checks a pass's output against its parent.
+def check(parent: Path, output: Path, used: Pass, probe: Dataset | None, io: Io | None = None) -> None:
+    """Checks a pass's output against its parent, whose tensors `io` maps to the output's.
 
     Raises:
         Unchanged: the evidence that the pass names is not there.
@@ -40,23 +37,48 @@ def check(parent: Path, output: Path, used: Pass, probe: Dataset | None) -> None
         after = inspect_model(output)
     except UserError as error:
         raise PassFailure(FailureKind.LOAD, f"the pass wrote a file that is no model: {error}") from error
-    if changed := io_difference(before, after):
+    if changed := io_difference(before, _seen_through(io, after), fixed=used.evidence == "format"):
         raise PassFailure(FailureKind.IO_CHANGED, changed)
     if parent.read_bytes() == output.read_bytes():
         raise Unchanged("the same bytes")
     EVIDENCE[used.evidence](parent, output, before, after)
-    _compare_outputs(parent, output, before, used.drift, probe)
+    run = through(open_model(output), io, after)
+    if probe is not None:
+        _compare_outputs(open_model(parent), run, before, used.drift, probe)
 
 
-def io_difference(before: Signature, after: Signature) -> str:
-    """How inputs or outputs differ in name, dtype, rank or size, as text; empty if whoever ran the one can run the other."""
+def io_difference(before: Signature, after: Signature, *, fixed: bool = False) -> str:
+    """How inputs or outputs differ in name, dtype, rank or size, as text; empty if whoever ran the one can run the other.
+
+    `fixed`: an input's open axis may have become the size that is fed, as in formats that know no other.
+    """
     for side, old, new in (("input", before.inputs, after.inputs), ("output", before.outputs, after.outputs)):
         if [s.name for s in old] != [s.name for s in new]:
             return f"{side}s were {[s.name for s in old]}, are {[s.name for s in new]}"
         for was, now in zip(old, new):
-            if was.dtype != now.dtype or not _fits(was, now, strict=side == "input"):
+            if was.dtype != now.dtype or not _fits(was, now, strict=side == "input" and not fixed):
                 return f"{side} {was.name!r} was {was}, is {now}"
     return ""
+
+
+def _seen_through(io: Io | None, after: Signature) -> Signature:
+    """The output's signature in the parent's terms. Raises PassFailure where the mapping names what is not there."""
+    if io is None:
+        return after
+    sides = []
+    for maps, specs in ((io.inputs, after.inputs), (io.outputs, after.outputs)):
+        known = {spec.name: spec for spec in specs}
+        if unknown := [m.name for m in maps if m.name not in known]:
+            raise PassFailure(FailureKind.IO_CHANGED, f"the mapping names {unknown[0]!r}, there are {', '.join(map(repr, known))}")
+        sides.append(tuple(_turned_back(m, known[m.name]) for m in maps))
+    return replace(after, inputs=sides[0], outputs=sides[1])
+
+
+def _turned_back(mapping: TensorMap, spec: TensorSpec) -> TensorSpec:
+    shape = spec.shape
+    if mapping.permutation and len(mapping.permutation) == len(shape):
+        shape = tuple(shape[mapping.permutation.index(axis)] for axis in range(len(shape)))
+    return replace(spec, name=mapping.source, shape=shape, dtype="float32" if mapping.scale is not None else spec.dtype)
 
 
 def _fits(was: TensorSpec, now: TensorSpec, *, strict: bool) -> bool:
@@ -69,11 +91,7 @@ def _fits(was: TensorSpec, now: TensorSpec, *, strict: bool) -> bool:
 
 
 def _integer_evidence(parent: Path, output: Path, before: Signature, after: Signature) -> None:
-    def count(signature: Signature) -> int:
-        operators = sum(n for name, n in signature.op_types.items() if any(part in name for part in _INTEGER_OPS))
-        return operators + signature.weight_dtypes.get("int8", 0) + signature.weight_dtypes.get("uint8", 0)
-
-    if count(after) <= count(before):
+    if after.integers <= before.integers:
         raise Unchanged("no integer operator and no 8-bit weight was added")
 
 
@@ -89,62 +107,41 @@ def _structure_evidence(parent: Path, output: Path, before: Signature, after: Si
         raise Unchanged("operators, attributes and weights are the same")
 
 
+def _format_evidence(parent: Path, output: Path, before: Signature, after: Signature) -> None:
+    if after.format == before.format:
+        raise Unchanged(f"the output is {after.format}, as its parent is")
+
+
 EVIDENCE: Mapping[str, Callable[[Path, Path, Signature, Signature], None]] = {
     "integer": _integer_evidence,
     "float16": _float16_evidence,
     "structure": _structure_evidence,
+    "format": _format_evidence,
 }
 
 
-def _compare_outputs(parent: Path, output: Path, signature: Signature, limit: float, probe: Dataset | None) -> None:
-    session = open_session(output)
-    if probe is None:
-        return
-    got = _run(session, probe)
-    want = _run(open_session(parent), probe)
+def _compare_outputs(parent: Run, output: Run, signature: Signature, limit: float, probe: Dataset) -> None:
+    """Raises PassFailure if an output is not finite where the parent's is, has another shape, or is farther from it than `limit`."""
+    samples = [probe.feeds(i) for i in range(probe.n)]
+    want, got = [parent(s) for s in samples], [output(s) for s in samples]
     for spec in signature.outputs:
-        _compare(spec, want[spec.name], got[spec.name], limit)
+        pairs = [(a[spec.name], b[spec.name]) for a, b in zip(want, got)]
+        usable = [p for i, p in enumerate(pairs) if _is_comparable(spec, *p, sample=i)]
+        distance = drift([a for a, _ in usable], [b for _, b in usable])
+        if distance > limit:
+            raise PassFailure(FailureKind.NUMERIC, f"output {spec.name!r} is off by {distance:.3g} (relative L2), allowed is {limit:g}")
 
 
-def open_session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU. Raises PassFailure LOAD or UNSUPPORTED_OP with the runtime's reason."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        kind = FailureKind.UNSUPPORTED_OP if "NOT_IMPLEMENTED" in str(error) else FailureKind.LOAD
-        raise PassFailure(kind, f"does not load in ONNX Runtime: {str(error).strip()[:500]}") from error
-
-
-def _run(session: Any, probe: Dataset) -> dict[str, list[Tensor]]:
-    names = [o.name for o in session.get_outputs()]
-    try:
-        rows = [session.run(None, probe.feeds(i)) for i in range(probe.n)]
-    except Exception as error:
-        raise PassFailure(FailureKind.CRASH, f"loads, but does not run on the probe samples: {str(error).strip()[:500]}") from error
-    return {name: [row[k] for row in rows] for k, name in enumerate(names)}
-
-
-def _compare(spec: TensorSpec, want: Sequence[Any], got: Sequence[Any], limit: float) -> None:
-    """Raises PassFailure if the output is not finite where the parent's is, or farther from it than `limit`."""
-    distance = norm = 0.0
-    for index, (a, b) in enumerate(zip(want, got)):
-        if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
-            continue  # indices and text have no distance
-        if a.shape != b.shape:
-            if None in spec.shape or not spec.ranked:
-                continue  # a size that depends on the data: boxes that were found
-            raise PassFailure(FailureKind.IO_CHANGED, f"output {spec.name!r} had shape {list(a.shape)}, has {list(b.shape)}")
-        usable = np.isfinite(a)
-        if not np.isfinite(b[usable]).all():
-            value = "NaN" if np.isnan(b[usable]).any() else "infinity"
-            raise PassFailure(FailureKind.NUMERIC, f"output {spec.name!r} holds {value} for probe sample {index}, its parent's is finite")
-        x, y = a[usable].astype(np.float64), b[usable].astype(np.float64)
-        distance += float(np.square(x - y).sum())
-        norm += float(np.square(x).sum() + x.size * _TINY**2)
-    drift = float(np.sqrt(distance / norm)) if norm else 0.0
-    if drift > limit:
-        raise PassFailure(FailureKind.NUMERIC, f"output {spec.name!r} is off by {drift:.3g} (relative L2), allowed is {limit:g}")
+def _is_comparable(spec: TensorSpec, want: Any, got: Any, *, sample: int) -> bool:
+    """Whether two outputs have a distance. Raises PassFailure for another shape, or what is not finite where the parent's is."""
+    if not isinstance(want, np.ndarray) or want.dtype.kind != "f":
+        return False  # indices and text have none
+    if want.shape != got.shape:
+        if None in spec.shape or not spec.ranked:
+            return False  # a size that depends on the data: boxes that were found
+        raise PassFailure(FailureKind.IO_CHANGED, f"output {spec.name!r} had shape {list(want.shape)}, has {list(got.shape)}")
+    usable = np.isfinite(want)
+    if not np.isfinite(got[usable]).all():
+        value = "NaN" if np.isnan(got[usable]).any() else "infinity"
+        raise PassFailure(FailureKind.NUMERIC, f"output {spec.name!r} holds {value} for probe sample {sample}, its parent's is finite")
+    return True

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Union
 
+from optimizer.signature import Malformed
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 64
 _Field = Union[int, tuple[int, int]]  # a number, or where the bytes begin and end
@@ -73,10 +75,6 @@ class Header:
     external: list[ExternalRange] = field(default_factory=list)
     has_graph: bool = False
     domains: list[str] = field(default_factory=list)
-
-
-class Malformed(ValueError):
-    """Not a whole protobuf message; the text says where."""
 
 
 def read_header(path: Path) -> Header:

@@ -23,8 +23,10 @@ from edgefarm.errors import UserError
 from edgefarm.model import FailureKind
 from optimizer import checks
 from optimizer.dataset import Dataset
+from optimizer.io_maps import as_json, feeds, from_json
 from optimizer.passes import Changed, Context, Pass, PassFailure, load_path
 from optimizer.process import PHASE, REPLY, PassReply, PassRequest
+from optimizer.source import FORMATS, inspect_model
 
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "cannot allocate memory")
 
@@ -45,8 +47,8 @@ def _reply(request: PassRequest, work: Path) -> PassReply:
     started = time.perf_counter()
     used = load_path(request.pass_path)
     try:
-        changed = _run(request, used, work)
-        outcome = PassReply("changed", detail=changed.detail)
+        changed, model_format = _run(request, used, work)
+        outcome = PassReply("changed", detail=changed.detail, format=model_format, io=as_json(changed.io) or {}, plain=changed.plain)
     except checks.Unchanged as error:
         outcome = PassReply("unchanged", detail=str(error))
     except PassFailure as error:
@@ -63,32 +65,39 @@ def _reply(request: PassRequest, work: Path) -> PassReply:
     return outcome.took(time.perf_counter() - started)
 
 
-def _run(request: PassRequest, used: Pass, work: Path) -> Changed:
+def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, str]:
+    """What the pass says, and the format that it wrote."""
     _silence_telemetry()
     (work / PHASE).write_text("pass")
     out, scratch = work / "out", work / "scratch"
     out.mkdir()
     scratch.mkdir()
     source = Path(request.source)
-    calibration = Dataset.open_inputs(Path(request.calibration)) if request.calibration else None
+    calibration, probe = (_samples(file, source, request) for file in (request.calibration, request.probe))
     parameters = used.parameters.model_validate(request.parameters)
-    changed = used.run(source, out, parameters, calibration, Context(scratch, request.seed))
-    written = [p for p in out.iterdir() if p.suffix == source.suffix]
+    changed = used.run(source, out, parameters, calibration, Context(scratch, request.seed, probe))
+    written = [p for p in out.iterdir() if p.suffix in FORMATS]
     if len(written) != 1:
-        raise PassFailure(FailureKind.CRASH, f"the pass wrote {len(written)} {source.suffix} files instead of one")
+        raise PassFailure(FailureKind.CRASH, f"the pass wrote {len(written)} models instead of one")
     (work / PHASE).write_text("check")
-    probe = Dataset.open_inputs(Path(request.probe)) if request.probe else None
-    checks.check(source, written[0], used, probe)
-    return changed
+    checks.check(source, written[0], used, probe, changed.io)
+    return changed, FORMATS[written[0].suffix].name
+
+
+def _samples(file: str, parent: Path, request: PassRequest) -> Dataset | None:
+    """Samples as the parent takes them."""
+    return feeds(Dataset.open_inputs(Path(file)), from_json(request.io), inspect_model(parent).inputs) if file else None
 
 
 def _crashed(error: Exception) -> PassReply:
     text = str(error).strip()
     if any(mark in text for mark in _OUT_OF_MEMORY):
         return PassReply("failed", FailureKind.OOM.value, f"the pass ran out of memory: {text[:300]}")
+    if isinstance(error, UserError):  # it says what is wrong and what to do
+        return PassReply("failed", FailureKind.LOAD.value, text)
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    kind = FailureKind.LOAD if isinstance(error, UserError) else FailureKind.CRASH
-    return PassReply("failed", kind.value, f"{type(error).__name__}: {text[:500]} ({Path(frame.filename).name}:{frame.lineno})")
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return PassReply("failed", FailureKind.CRASH.value, f"{type(error).__name__}: {text[:500]} ({place})")
 
 
 def _silence_telemetry() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -14,12 +14,13 @@ from typing import Union
 
 from edgefarm import hostlock
 from edgefarm.errors import StorageError
-from edgefarm.model import Artifact, Failure, FailureKind, Io, Stage
+from edgefarm.model import Artifact, Failure, FailureKind, Io, Scalar, Stage
 from optimizer.cache import Cache, Entry, Key
 from optimizer.checks import VERSION as CHECKS_VERSION
 from optimizer.dataset import Dataset
+from optimizer.io_maps import as_json, chain, from_json
 from optimizer.lineage import LineageStep
-from optimizer.passes import PASSES, Pass, load_pass
+from optimizer.passes import PASSES, Pass, load_pass, missing_tools
 from optimizer.process import PassReply, PassRequest, run_pass
 from optimizer.recipe import Plan, Step, parameters_in_full
 from optimizer.source import Source
@@ -41,7 +42,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Variant:
-    """An artifact made from the model. `path` is the folder of its files; one lineage per plan that led to these bytes."""
+    """An artifact made from the model. `path` is the folder of its files; one lineage per plan that led to these bytes.
+
+    `plain`: nothing but the format was changed, so it computes what the source computes.
+    """
 
     name: str
     artifact: Artifact
@@ -49,6 +53,7 @@ class Variant:
     plans: tuple[Plan, ...]
     lineages: tuple[tuple[LineageStep, ...], ...]
     io: Io | None = None
+    plain: bool = False
 
     @property
     def lineage(self) -> tuple[LineageStep, ...]:
@@ -146,6 +151,8 @@ class _Course:
     plan: Plan
     artifact: Artifact
     main: Path
+    io: Io | None = None
+    plain: bool = True
     at: int = 0
     lineage: tuple[LineageStep, ...] = ()
     passed_over: str = ""
@@ -204,13 +211,16 @@ class _Run:
         if course.artifact.digest == self.source.artifact.digest:
             return Skipped(course.plan, course.passed_over or "nothing was changed")
         name = f"{course.plan.name}/{course.artifact.digest.split(':')[1][:4]}"
-        return Variant(name, course.artifact, course.main.parent, (course.plan,), (course.lineage,))
+        return Variant(name, course.artifact, course.main.parent, (course.plan,), (course.lineage,), course.io, course.plain)
 
     def _advance(self, course: _Course) -> None:
         """Takes steps whose end is known, and starts the next one."""
         while not course.ended:
             step = course.plan.steps[course.at]
             used = load_pass(step.pass_name)
+            if missing_tools(used):
+                course.failure = Failure(FailureKind.LOAD, f"{used.name} needs: pip install 'edgefarm[{used.extra}]'", Stage.OPTIMIZE)
+                return
             key = self._key(course, step, used)
             if key.digest in self.entries:
                 self._apply(course, key, used, self.entries[key.digest])
@@ -232,10 +242,11 @@ class _Run:
             checks=CHECKS_VERSION,
             parameters=parameters_in_full(step),
             parent=course.artifact.digest,
-            calibration=self.calibration.digest if self.calibration and used.needs_calibration else "",
+            calibration=self.calibration.digest if self.calibration and _calibrates(used, step.parameters) else "",
             probe=self.probe.digest if self.probe else "",
             tools=tool_versions(used.tools),
             seed=self.pipeline._seed,
+            io=as_json(course.io) or {},
         )
 
     def _start(self, course: _Course, key: Key, used: Pass) -> None:
@@ -244,13 +255,14 @@ class _Run:
             pass_path=PASSES[key.pass_name],
             parameters=key.parameters,
             source=str(course.main),
-            calibration=str(cache.data(self.calibration)) if self.calibration and used.needs_calibration else "",
+            calibration=str(cache.data(self.calibration)) if self.calibration and _calibrates(used, key.parameters) else "",
             probe=str(cache.data(self.probe)) if self.probe else "",
             work_dir=str(self.work / key.digest.split(":")[1][:16]),
             lock=str(self.pipeline._lock),
             cancel=str(self.work / "cancel"),
             timeout_s=self.pipeline._timeout_s,
             seed=key.seed,
+            io=key.io,
         )
         self.on_event(Event("started", course.plan.name, key.pass_name))
         self.running[self.executor.submit(run_pass, request)] = (key, course, request)
@@ -265,7 +277,7 @@ class _Run:
         if reply.outcome == "storage":
             raise StorageError(f"{self.pipeline.cache.folder}: {reply.detail}")
         out = Path(request.work_dir) / "out" if reply.outcome == "changed" else None
-        entry = self.pipeline.cache.store(key, reply, out, self.source.artifact.format, request.timeout_s)
+        entry = self.pipeline.cache.store(key, reply, out, request.timeout_s)
         self.entries[key.digest] = entry
         self._tell(course, key, reply, cached=False)
 
@@ -279,6 +291,8 @@ class _Run:
             course.lineage = (*course.lineage, step)
             course.artifact = entry.artifact
             course.main = self.pipeline.cache.object_folder(entry.artifact) / entry.artifact.main_file
+            course.io = chain(course.io, from_json(reply.io))
+            course.plain = course.plain and reply.plain
         elif reply.outcome == "cancelled":
             course.cancelled = True
         elif used.must_change or (reply.outcome == "failed" and last):
@@ -287,6 +301,10 @@ class _Run:
         else:  # a normaliser is a courtesy: the passes after it go on without
             course.passed_over = f"{key.pass_name}: {reply.detail}"
         course.at += 1
+
+
+def _calibrates(used: Pass, parameters: Mapping[str, Scalar]) -> bool:
+    return used.parameters.model_validate(dict(parameters)).needs_calibration
 
 
 def _merged(outcomes: Sequence[PlanOutcome]) -> list[PlanOutcome]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class PassRequest:
     Attributes:
         pass_path: `module:Class`, as in the table of passes.
         source: main file of the parent.
+        io: how the samples' tensors map to the parent's, as JSON; empty = they are the same.
         calibration, probe: packs of samples, empty = none.
         work_dir: an empty folder of its own; the output will be in `out/`.
         lock: the host's measure lock, empty = none.
@@ -47,6 +48,7 @@ class PassRequest:
     cancel: str
     timeout_s: float
     seed: int = 0
+    io: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class PassReply:
         outcome: changed, unchanged, failed, cancelled, or storage (the disk is full or read-only).
         kind: a FailureKind's value, for failed.
         transient: another try may end otherwise, so it is not cached.
+        format: of the output.
+        io: how the parent's tensors map to the output's, as JSON; empty = they are the same.
+        plain: only the format was changed, no precision.
     """
 
     outcome: str
@@ -64,6 +69,9 @@ class PassReply:
     detail: str = ""
     seconds: float = 0.0
     transient: bool = False
+    format: str = ""
+    io: Mapping[str, Any] = field(default_factory=dict)
+    plain: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgefarm.digest import canonical_json
 from edgefarm.errors import UserError
 from edgefarm.model import Scalar
-from optimizer.auto import Draft, drafts
-from optimizer.passes import PASSES, load_pass
+from optimizer.auto import drafts
+from optimizer.passes import ALTERNATIVE, WRITABLE, Pass, load_pass, missing_tools
 from optimizer.source import Signature
 
 
@@ -78,7 +78,26 @@ class RecipeModel(BaseModel):
 Recipes = Union[Literal["auto"], Sequence[Union[RecipeModel, Mapping[str, Any]]]]
 
 
-def expand(recipes: Recipes, signature: Signature, has_calibration: bool, limit: int) -> list[Plan]:
+@dataclass(frozen=True)
+class Space:
+    """What plans may be made of.
+
+    Attributes:
+        alternatives: the step that takes in each of the user's other files, and what that file is.
+        formats: those that some device runs; None = not known yet.
+    """
+
+    source: Signature
+    has_calibration: bool
+    alternatives: tuple[tuple[Step, Signature], ...] = ()
+    formats: frozenset[str] | None = None
+
+    def runs(self, model_format: str) -> bool:
+        """Whether a result in that format is of use."""
+        return self.formats is None or model_format in self.formats
+
+
+def expand(recipes: Recipes, space: Space, limit: int) -> list[Plan]:
     """At most `limit` plans, best expectations first, no two with equal steps.
 
     Raises:
@@ -87,9 +106,9 @@ def expand(recipes: Recipes, signature: Signature, has_calibration: bool, limit:
     if isinstance(recipes, str):
         if recipes != "auto":
             raise RecipeError(f"{recipes!r} is neither 'auto' nor a list of recipes", "")
-        plans: Iterable[Plan] = (_drafted(d) for d in drafts(signature, has_calibration))
+        plans: Iterable[Plan] = _auto(space)
     else:
-        plans = itertools.chain.from_iterable(_expand_one(i, r, signature, has_calibration) for i, r in enumerate(recipes))
+        plans = itertools.chain.from_iterable(_expand_one(i, r, space) for i, r in enumerate(recipes))
     unique: dict[str, Plan] = {}
     for plan in plans:
         unique.setdefault(plan.key, plan)
@@ -98,37 +117,79 @@ def expand(recipes: Recipes, signature: Signature, has_calibration: bool, limit:
     return list(unique.values())[: max(limit, 0)]
 
 
-def _drafted(draft: Draft) -> Plan:
-    steps = (_step(name, dict(parameters), "") for name, parameters in draft.steps)
-    return Plan(draft.name, tuple(steps))
+def alternatives(space: Space) -> list[Plan]:
+    """A plan for each of the user's other files whose format some device runs; named by the format."""
+    return [Plan(signature.format, (step,)) for step, signature in space.alternatives if space.runs(signature.format)]
 
 
-def _expand_one(index: int, written: RecipeModel | Mapping[str, Any], signature: Signature, has_calibration: bool) -> list[Plan]:
+def _auto(space: Space) -> Iterator[Plan]:
+    """Drafts for the source, then for its alternatives, whose results some device runs."""
+    starts: list[tuple[tuple[Step, ...], Signature]] = [((), space.source), *(((step,), s) for step, s in space.alternatives)]
+    for first, signature in starts:
+        for draft in drafts(signature, space.has_calibration, alternative=bool(first)):
+            steps = tuple(_step(name, dict(parameters), "") for name, parameters in draft.steps)
+            if space.runs(_written(steps, signature.format)):
+                yield Plan(draft.name, (*first, *steps))
+
+
+def _written(steps: Sequence[Step], model_format: str) -> str:
+    """The format at the end of some steps."""
+    for step in steps:
+        model_format = load_pass(step.pass_name).writes or model_format
+    return model_format
+
+
+def _expand_one(index: int, written: RecipeModel | Mapping[str, Any], space: Space) -> list[Plan]:
     place = f"[{index}]"
     try:
         recipe = written if isinstance(written, RecipeModel) else RecipeModel.model_validate(dict(written))
     except ValidationError as error:
         raise _translated(error, place, list(RecipeModel.model_fields)) from error
-    steps = [_choices(f"{place}.passes[{k}]", item, signature, has_calibration) for k, item in enumerate(recipe.passes)]
+    places = [f"{place}.passes[{k}]" for k in range(len(recipe.passes))]
+    used = [_pass(where, item) for where, item in zip(places, recipe.passes)]
+    first, model_format = _start(places[0], used[0], space)
+    for where, before, after in zip(places[1:], used, used[1:]):
+        model_format = before.writes or model_format
+        if model_format not in after.formats:
+            given = f"{before.name} gives it {model_format}"
+            raise RecipeError(f"{after.name} reads {', '.join(after.formats)}, {given}", f"{where}.pass")
+    if not space.runs(used[-1].writes or model_format):
+        return []
+    steps = [_choices(where, each, item, space.has_calibration) for where, each, item in zip(places, used, recipe.passes)]
     plans = []
     for combination in itertools.product(*steps):
         choice = "-".join(text for _, text in combination if text)
-        plans.append(Plan(recipe.name, tuple(step for step, _ in combination), choice))
+        plans.append(Plan(recipe.name, (*first, *(step for step, _ in combination)), choice))
     return plans
 
 
-def _choices(place: str, item: Mapping[str, Any], signature: Signature, has_calibration: bool) -> list[tuple[Step, str]]:
-    """Every combination of one pass's choices, with the text that tells it apart."""
+def _pass(place: str, item: Mapping[str, Any]) -> Pass:
     if not isinstance(item.get("pass"), str):
-        raise RecipeError(f"names no pass; write {{pass: NAME}} with one of {', '.join(PASSES)}", place)
+        raise RecipeError(f"names no pass; write {{pass: NAME}} with one of {', '.join(WRITABLE)}", place)
+    if item["pass"] == ALTERNATIVE:
+        raise RecipeError("is no pass of a recipe; name the file under model.alternatives", f"{place}.pass")
     try:
         used = load_pass(item["pass"])
     except UserError as error:
         raise RecipeError(str(error), f"{place}.pass") from error
-    if signature.format not in used.formats:
-        raise RecipeError(f"{used.name} reads {', '.join(used.formats)}, the model is {signature.format}", f"{place}.pass")
-    if used.needs_calibration and not has_calibration:
-        raise RecipeError(f"{used.name} needs samples: give data.calibration", f"{place}.pass")
+    if missing_tools(used):
+        raise RecipeError(f"{used.name} needs: pip install 'edgefarm[{used.extra}]'", f"{place}.pass")
+    return used
+
+
+def _start(place: str, used: Pass, space: Space) -> tuple[tuple[Step, ...], str]:
+    """What the first pass is given: the source if it reads that, else the first alternative that it reads."""
+    if space.source.format in used.formats:
+        return (), space.source.format
+    for step, signature in space.alternatives:
+        if signature.format in used.formats:
+            return (step,), signature.format
+    there = " and ".join([f"the model is {space.source.format}", *(f"an alternative {s.format}" for _, s in space.alternatives)])
+    raise RecipeError(f"{used.name} reads {', '.join(used.formats)}, {there}; give such a file under model.alternatives", f"{place}.pass")
+
+
+def _choices(place: str, used: Pass, item: Mapping[str, Any], has_calibration: bool) -> list[tuple[Step, str]]:
+    """Every combination of one pass's choices, with the text that tells it apart."""
     written = {name: value for name, value in item.items() if name != "pass"}
     options = {name: value if isinstance(value, list) else [value] for name, value in written.items()}
     if empty := [name for name, values in options.items() if not values]:
@@ -137,7 +198,10 @@ def _choices(place: str, item: Mapping[str, Any], signature: Signature, has_cali
     result = []
     for values in itertools.product(*options.values()):
         parameters = dict(zip(options, values))
-        result.append((_step(used.name, parameters, place), "-".join(filter(None, (_word(n, parameters[n]) for n in varied)))))
+        step = _step(used.name, parameters, place)
+        if used.parameters.model_validate(parameters).needs_calibration and not has_calibration:
+            raise RecipeError(f"{used.name} needs samples: give data.calibration", f"{place}.pass")
+        result.append((step, "-".join(filter(None, (_word(n, parameters[n]) for n in varied)))))
     return result
 
 
@@ -172,6 +236,8 @@ def _translated(error: ValidationError, place: str, names: list[str], prefix: st
     allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
     near = difflib.get_close_matches(str(first["input"]), allowed, n=1)
     hint = f"; is {near[0]!r} meant?" if near else ""
+    if first["type"] == "value_error":  # a pass's own rule about parameters that don't go together
+        return RecipeError(f"{prefix}{first['ctx']['error']}", place)
     return RecipeError(f"{prefix}{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}{hint}", f"{place}{path}")
 
 

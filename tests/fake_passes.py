@@ -26,11 +26,12 @@ class FakePass:
     name: ClassVar[str] = "fake"
     version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    writes: ClassVar[str] = ""
+    extra: ClassVar[str] = "optimizer"
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     parameters: ClassVar[type[PassParameters]] = FakeParameters
     evidence: ClassVar[str] = "structure"
     must_change: ClassVar[bool] = True
-    needs_calibration: ClassVar[bool] = False
     drift: ClassVar[float] = 0.1
 
     def run(self, source: Path, out_dir: Path, parameters: FakeParameters, calibration: Any, context: Any) -> Changed:

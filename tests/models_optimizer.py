@@ -40,15 +40,19 @@ def build(
     return model
 
 
-def conv_net(opset: int = 17, batch: Any = "N", constants: bool = False, groups: int = 1) -> Any:
-    """x: float32[batch, 3, 8, 8] -> logits: float32[batch, 5]; two convolutions, an addition, a Gemm."""
-    weights = {
+def conv_weights(groups: int = 1) -> Mapping[str, Any]:
+    """The weights of `conv_net`."""
+    return {
         "w1": _random(8, 3, 3, 3, seed=1),
         "b1": _random(8, seed=2),
         "w2": _random(8, 8 // groups, 3, 3, seed=3),
         "w3": _random(8, CLASSES, seed=4),
         "b3": _random(CLASSES, seed=5),
     }
+
+
+def conv_net(opset: int = 17, batch: Any = "N", constants: bool = False, groups: int = 1) -> Any:
+    """x: float32[batch, 3, 8, 8] -> logits: float32[batch, 5]; two convolutions, an addition, a Gemm."""
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c1"], ["r1"]),
@@ -60,7 +64,7 @@ def conv_net(opset: int = 17, batch: Any = "N", constants: bool = False, groups:
         helper.make_node("Gemm", ["f", "w3", "b3"], ["logits"]),
     ]
     sides = {"x": (TensorProto.FLOAT, [batch, 3, 8, 8])}, {"logits": (TensorProto.FLOAT, [batch, CLASSES])}
-    return build(nodes, *sides, weights, opset, constants)
+    return build(nodes, *sides, conv_weights(groups), opset, constants)
 
 
 def dirty_net() -> Any:

@@ -183,7 +183,7 @@ class _Launch:
             return ContenderResult(key, failure=self._failures[key])
         seen = self._numbers[key]
         summary = {**seen.summary, "burst_p50_ns": tuple(seen.summary["burst_p50_ns"])}
-        result = ContenderResult(key, placement=seen.placement, **summary)
+        result = ContenderResult(key, placement=seen.placement, chosen=seen.load["chosen"], **summary)
         return replace(result, load_ns=seen.load["load_ns"], first_inference_ns=seen.first["first_inference_ns"])
 
     def _keep_samples(self) -> None:

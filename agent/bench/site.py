@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.bench.conditions import Watch
+from agent.runner import scratch
 from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
 from edgefarm import hostlock
 from edgefarm.model import Candidate, Conditions, Failure, FailureKind, Limits, Options, Outcome, Stage
@@ -32,6 +33,7 @@ class Site:
         cancelled: looked at every 50 ms.
         sensors_root: `/`, or a copied tree.
         environment: variables of the runner on top of the few that are passed on.
+        unit_socket: where systemd starts runners in units of their own; None: they are children of this process.
     """
 
     scratch: Path
@@ -40,6 +42,7 @@ class Site:
     cancelled: Callable[[], bool] = _never
     sensors_root: Path = Path("/")
     environment: Mapping[str, str] = field(default_factory=dict)
+    unit_socket: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ class Session:
     def runner(self) -> Iterator[RunnerProcess]:
         """A fresh runner, watched."""
         process = RunnerProcess(
-            self.limits, self.folder, environment=self.site.environment, cancelled=self.site.cancelled, on_tick=self.watch.tick
-        )
+            self.limits, self.folder, environment=self.site.environment, cancelled=self.site.cancelled, on_tick=self.watch.tick,
+            unit_socket=self.site.unit_socket,
+        )  # fmt: skip
         with process:
             self.watch.follow(process.pid)
             try:
@@ -100,7 +104,12 @@ class Session:
         return runner.call(request, self.limits.load_ns, Stage.LOAD).body
 
     def keep(self, role: str, path: Path) -> None:
-        """Moves a result to the scratch folder, where it outlives this measurement."""
+        """Moves a result to the scratch folder, where it outlives this measurement. Raises RunnerFailed if the runner left none.
+
+        What lies there was written beside a model: a link would give away another file of this device.
+        """
+        if not scratch.is_own_file(path):
+            raise RunnerFailed(Failure(FailureKind.CRASH, f"the runner left no file of its {role}", Stage.RUN))
         descriptor, name = tempfile.mkstemp(dir=self.site.scratch, prefix=f"{role}-", suffix=path.suffix)
         os.close(descriptor)
         self.blobs[role] = path.rename(name)
@@ -115,11 +124,11 @@ def session(site: Site, limits: Limits) -> Iterator[Session]:
     """Waits for the host's lock and begins. Raises Cancelled."""
     with (
         hostlock.hold(exclusive=True, path=site.lock, cancelled=site.cancelled) as held,
-        tempfile.TemporaryDirectory(dir=site.scratch, prefix="runner-", ignore_cleanup_errors=True) as folder,
+        scratch.folder(site.scratch, "runner-") as folder,
     ):
         if not held:
             raise Cancelled
-        yield Session(site, limits, Path(folder), Watch(site.sensors_root))
+        yield Session(site, limits, folder, Watch(site.sensors_root))
 
 
 def options_for(candidate: Candidate, site: Site) -> Options:

@@ -12,19 +12,22 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from agent.runner import limits
+from agent.runner import confine, limits
 from agent.runner.frames import Decoder, Frame, encode
+from agent.runner.handed import Received
 
 _RECEIVE_BYTES = 1 << 18
 
 
 def main() -> None:
-    """Limits itself, then answers until the socket ends."""
+    """Limits and confines itself, then answers until the socket ends."""
     settings = json.loads(sys.argv[1])
     limits.die_with(settings["parent"])
     limits.apply(limits.ProcessLimits(**settings["limits"]))
+    confine.apply(Path.cwd())
     serve(socket.socket(fileno=settings["socket"]))
 
 
@@ -32,12 +35,16 @@ def serve(channel: socket.socket) -> None:
     """Answers requests one after the other."""
     from agent.runner.requests import Bench  # after the limits: it imports numpy
 
-    bench, decoder = Bench(), Decoder()
+    bench, decoder, received = Bench(), Decoder(), Received()
     while True:
         frame = decoder.next()
-        if frame is not None:
-            channel.sendall(answer(bench.answers, frame))
-        elif chunk := channel.recv(_RECEIVE_BYTES):
+        if frame is not None and "files" in frame.header:
+            received.place(frame.header["files"])
+        elif frame is not None:
+            reply = answer(bench.answers, frame)
+            received.give_back()
+            channel.sendall(reply)
+        elif chunk := received.receive(channel, _RECEIVE_BYTES):
             decoder.feed(chunk)
         else:
             return

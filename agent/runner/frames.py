@@ -13,8 +13,8 @@ from typing import Any
 
 from edgefarm.errors import ProtocolError
 
-HEADER_LIMIT = 8 * 2**20
-PAYLOAD_LIMIT = 256 * 2**20
+HEADER_LIMIT = 2**20
+PAYLOAD_LIMIT = 64 * 2**20
 _MAGIC = b"efr1"
 _PREFIX = struct.Struct("<4sIQ")
 
@@ -59,7 +59,8 @@ class Decoder:
         end = header_end + self._sizes[1]
         if len(self._buffer) < end:
             return None
-        frame = Frame(_parse(bytes(self._buffer[_PREFIX.size : header_end])), bytes(self._buffer[header_end:end]))
+        with memoryview(self._buffer) as view:
+            frame = Frame(_parse(bytes(view[_PREFIX.size : header_end])), bytes(view[header_end:end]))
         del self._buffer[:end]
         self._sizes = None
         return frame
@@ -75,7 +76,7 @@ def _check_sizes(header: int, payload: int) -> None:
 def _parse(text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"frame header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ProtocolError("frame header is not a JSON object")

@@ -1,4 +1,4 @@
-"""What a runner may use, and how that is enforced. Standard library only: supervisor and child both import it.
+"""What a runner may use, and how that is enforced. Supervisor and child both import it: neither numpy nor a runtime.
 
 Chosen by trying. RLIMIT_AS counts what a runtime merely reserves (ONNX Runtime maps 4 times what it touches; OpenBLAS and the loader
 die of it at import), so it is not used. RLIMIT_DATA counts private writable memory, touched or not: a failed allocation then comes back
@@ -18,11 +18,16 @@ from pathlib import Path
 
 import psutil
 
+from agent.runner import confine
+
 WATCH_NS = 50_000_000
 DATA_SLACK_BYTES = 512 * 2**20
 FILE_BYTES = 2**30
+WRITTEN_BYTES = 2 * FILE_BYTES
 MORE_TASKS = 512
+_DESCRIPTORS = 1024
 _MEMORY_SHARE = 0.8
+_DISK_SHARE = 0.5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -35,16 +40,32 @@ class ProcessLimits:
     more_tasks: int = MORE_TASKS
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a process uses: resident bytes, threads, and bytes that it wrote so far, deleted files and its output included."""
+
+    resident_bytes: int
+    tasks: int
+    written_bytes: int
+
+
 def effective_memory(asked_bytes: int) -> int:
     """The limit in force: what was asked for, at most (and, for 0, exactly) 80 % of what is available now."""
     share = int(psutil.virtual_memory().available * _MEMORY_SHARE)
     return min(asked_bytes, share) if asked_bytes > 0 else share
 
 
+def writable(folder: Path) -> int:
+    """Bytes that a runner may write in all: at most half of what is free where `folder` is."""
+    status = os.statvfs(folder)
+    return min(WRITTEN_BYTES, int(status.f_bavail * status.f_frsize * _DISK_SHARE))
+
+
 def apply(limits: ProcessLimits) -> None:
     """Limits this process, for good. Call before anything large is imported."""
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
+    _lower(resource.RLIMIT_NOFILE, _DESCRIPTORS)
     _lower(resource.RLIMIT_DATA, limits.memory_bytes + DATA_SLACK_BYTES)
     _lower(resource.RLIMIT_NPROC, _tasks_of_user() + limits.more_tasks)
     with contextlib.suppress(OSError):  # where /proc is hidden: the kernel then chooses by size
@@ -64,22 +85,37 @@ def die_with(parent: int) -> None:
 def limits_in_force() -> dict[str, str]:
     """What protects this device from a runner, in words, by limit."""
     root = os.geteuid() == 0
+    by_kernel = "; by the kernel not, since the agent runs as root" if root else "; RLIMIT_NPROC, as many above the user's present ones"
     return {
         "memory": f"resident memory is watched every {WATCH_NS // 1_000_000} ms; RLIMIT_DATA {DATA_SLACK_BYTES >> 20} MiB above it",
-        "time": "wall clock of the supervisor, by phase; the process group is killed",
-        "processes": "not enforced: the agent runs as root" if root else f"RLIMIT_NPROC, {MORE_TASKS} tasks above the user's present ones",
+        "time": "wall clock of the supervisor, by phase; the process group and whatever left it are killed",
+        "threads": f"{MORE_TASKS}, watched{by_kernel}",
         "file_size": f"RLIMIT_FSIZE {FILE_BYTES >> 20} MiB",
+        "written": f"{WRITTEN_BYTES >> 20} MiB in all, at most half of the free disk, watched",
         "core_dumps": "off",
         "lifetime": "PR_SET_PDEATHSIG and the end of the socket",
+        **confine.in_force(),
     }
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 once it is gone."""
+def usage(pid: int) -> Usage:
+    """What a process uses now; zeros once it is gone, and for what the kernel does not tell (proc(5))."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        tasks, resident = int(fields[17]), int(fields[21]) * resource.getpagesize()
     except (OSError, IndexError):
+        return Usage(0, 0, 0)
+    return Usage(resident, tasks, _written_bytes(pid))
+
+
+def _written_bytes(pid: int) -> int:
+    """The larger of what went through write calls and what files took, which mapped ones do without a call."""
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    except OSError:  # a kernel without task I/O accounting
         return 0
+    counts = dict(line.split(": ", 1) for line in lines)
+    return max(int(counts["wchar"]), int(counts["write_bytes"]))
 
 
 def kernel_oom_kills() -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.runtimes import Model, RuntimeFailure, TensorSpec
+from edgefarm.mapping import decoder, encoder
 from edgefarm.model import FailureKind, Io, TensorMap
 
 Tensor = NDArray[Any]
@@ -46,7 +47,7 @@ class Bound:
         self._into = {m.source: m for m in io.inputs}
         self.outputs = tuple(m.source for m in io.outputs)
         encoders = [(m.source, m.name, _encoder(m, inputs[m.name])) for m in io.inputs]
-        decoders = [(positions[m.name], _decoder(m)) for m in io.outputs]
+        decoders = [(positions[m.name], decoder(m)) for m in io.outputs]
         infer = model.run
 
         def run(feeds: Feeds) -> list[Tensor]:
@@ -97,31 +98,10 @@ def _check_tensor(name: str, value: Tensor, spec: TensorSpec, mapping: TensorMap
 
 
 def _encoder(mapping: TensorMap, spec: TensorSpec) -> Callable[[Tensor], Tensor]:
-    permutation, scale = mapping.permutation, mapping.scale
-    if scale is None:
-        return (lambda x: np.ascontiguousarray(x.transpose(permutation))) if permutation else (lambda x: x)
-    if not spec.dtype.lstrip("u").startswith("int"):
-        raise _changed(f"the io mapping quantises input {mapping.name!r}, which is {spec.dtype}")
-    bounds, kind, zero = np.iinfo(spec.dtype), np.dtype(spec.dtype), mapping.zero_point or 0
-
-    def encode(x: Tensor) -> Tensor:
-        # Half to even, saturated: ONNX QuantizeLinear, https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
-        q = np.clip(np.rint(x / scale) + zero, bounds.min, bounds.max).astype(kind)
-        return np.ascontiguousarray(q.transpose(permutation)) if permutation else q
-
-    return encode
-
-
-def _decoder(mapping: TensorMap) -> Callable[[Tensor], Tensor]:
-    back = tuple(int(i) for i in np.argsort(mapping.permutation)) if mapping.permutation else ()
-    scale, zero = mapping.scale, mapping.zero_point or 0
-
-    def decode(x: Tensor) -> Tensor:
-        if scale is not None:
-            x = ((x.astype(np.float64) - zero) * scale).astype(np.float32)
-        return np.ascontiguousarray(x.transpose(back)) if back else x
-
-    return decode
+    try:
+        return encoder(mapping, spec.dtype)
+    except ValueError as error:
+        raise _changed(str(error)) from error
 
 
 def _changed(detail: str) -> RuntimeFailure:

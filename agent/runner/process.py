@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent.runner import limits as limiting
+from agent.runner import replies
 from agent.runner.frames import Decoder, Frame, encode
+from agent.runner.spawned import Spawned
+from agent.runner.unit import Unit
 from edgefarm.errors import ProtocolError
 from edgefarm.model import Failure, FailureKind, Limits, Stage
 
 _TAIL_BYTES = 16 * 1024
 _RECEIVE_BYTES = 1 << 18
-_EXIT_WAIT_S = 2.0
+_DRAINS = 64  # reads of its output in one go: who writes without end must not keep the supervisor
+_EXIT_WAIT_S = 0.5
 _PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 
 
@@ -48,17 +49,19 @@ class Reply:
 
 
 class RunnerProcess:
-    """A fresh runner process in a session of its own. Use it as a context manager, in the thread that makes it.
-
-    The kernel kills it when that thread ends.
+    """A fresh runner process. Use it as a context manager, in the thread that makes it: it is killed when that thread ends.
 
     Args:
         limits: `memory_bytes` (0: most of what is available) is enforced here; the time-outs are passed to `call`.
-        scratch: an existing folder: its working, home and temporary directory.
+        scratch: an existing folder: its working, home and temporary directory, and the only one that it may write to.
         environment: variables on top of the few that are passed on.
         cancelled: looked at every 50 ms while a request runs.
         on_tick: called as often, e.g. to sample sensors.
+        unit_socket: where systemd starts runners in units of their own; None: a child of this process.
         command: what to run instead of the runner, for tests.
+
+    Raises:
+        Unreachable: systemd starts none.
     """
 
     def __init__(
@@ -69,42 +72,28 @@ class RunnerProcess:
         environment: Mapping[str, str] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         on_tick: Callable[[], None] = lambda: None,
+        unit_socket: Path | None = None,
         command: tuple[str, ...] = ("-m", "agent.runner.child"),
     ) -> None:
         self._memory_bytes = limiting.effective_memory(limits.memory_bytes)
+        self._writable_bytes = limiting.writable(scratch)
         self._cancelled, self._on_tick = cancelled, on_tick
         self._decoder, self._tail = Decoder(), bytearray()
         self._oom_kills = limiting.kernel_oom_kills()
         self._returncode: int | None = None
-        self._process, self._channel = self._spawn(scratch, environment or {}, command)
-        self.pid = self._process.pid
-        assert self._process.stdout is not None
-        self._errors = self._process.stdout.fileno()
+        own, variables = limiting.ProcessLimits(self._memory_bytes), _environment(scratch, environment or {})
+        self._started: Spawned | Unit
+        if unit_socket is None:
+            self._started = Spawned(scratch, own, variables, command)
+        else:
+            self._started = Unit(unit_socket, own, variables)
+        self.pid, self._channel = self._started.pid, self._started.channel
+        self._errors = self._started.output.fileno()
         os.set_blocking(self._errors, False)
         self._poll = select.poll()
         self._poll.register(self._channel, select.POLLIN)
         self._poll.register(self._errors, select.POLLIN)
         self._errors_open = True
-
-    def _spawn(
-        self, scratch: Path, environment: Mapping[str, str], command: tuple[str, ...]
-    ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        ours, theirs = socket.socketpair()
-        own = limiting.ProcessLimits(self._memory_bytes)
-        settings = json.dumps({"socket": theirs.fileno(), "parent": os.getpid(), "limits": asdict(own)})
-        try:
-            # No preexec_fn: it would fork with gRPC's threads. The child limits itself instead.
-            process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", *command, settings],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, cwd=scratch,
-                env=_environment(scratch, environment), pass_fds=(theirs.fileno(),), start_new_session=True,
-            )  # fmt: skip
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return process, ours
 
     def __enter__(self) -> RunnerProcess:
         return self
@@ -120,7 +109,7 @@ class RunnerProcess:
     @property
     def tail(self) -> str:
         """The last that it wrote to stdout and stderr."""
-        return self._tail.decode(errors="replace")
+        return replies.clean(self._tail.decode(errors="replace"))
 
     def call(self, request: Mapping[str, Any], timeout_ns: int, stage: Stage, payload: bytes = b"") -> Reply:
         """Asks, and waits for the answer.
@@ -130,43 +119,60 @@ class RunnerProcess:
             Cancelled: `cancelled` became true.
         """
         end = time.monotonic_ns() + timeout_ns
-        with contextlib.suppress(OSError):  # a dead runner: found below, with its reason
-            self._channel.sendall(encode(request, payload))
-        watch = 0
+        unsent = memoryview(encode(self._started.hand_over(request), payload))
+        watch, ended = 0, False
         while True:
+            unsent = self._send(unsent)
             try:
-                frame = self._decoder.next()
+                if (frame := self._decoder.next()) is not None:
+                    return self._reply(request, frame, stage)
             except ProtocolError as error:
                 self.kill()
                 raise RunnerFailed(Failure(FailureKind.CRASH, f"the runner spoke nonsense: {error}", stage)) from error
-            if frame is not None:
-                return _reply(frame, stage)
             now = time.monotonic_ns()
             if now >= watch:
                 watch = now + limiting.WATCH_NS
                 self._watch(now, end, timeout_ns, stage)
-            self._receive(max(1, min(watch, end) - now), stage)
+                ended = self._started.has_ended()
+            heard = self._receive(0 if ended else max(1, min(watch, end) - now), stage)
+            if ended and not heard:  # and yet the socket is open: somebody else holds it
+                raise RunnerFailed(self._post_mortem(stage))
 
     def kill(self) -> None:
         """Ends the runner and whatever it started; safe to call again."""
         if self._returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError):  # before it is reaped: the group's number can't be anyone else's yet
-            os.killpg(self.pid, signal.SIGKILL)
-        self._returncode = self._process.wait()
+        self._returncode = self._started.end()
         self._drain()
         self._channel.close()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._started.output.close()
 
-    def _receive(self, wait_ns: int, stage: Stage) -> None:
-        for descriptor, _ in self._poll.poll(wait_ns / 1e6):
+    def _send(self, unsent: memoryview) -> memoryview:
+        """Sends what the socket takes, and returns the rest: who does not read must not keep the supervisor."""
+        if unsent:
+            try:
+                unsent = unsent[self._channel.send(unsent, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                pass
+            except OSError:  # a dead runner: found when its answer is awaited, with its reason
+                unsent = unsent[:0]
+            self._poll.modify(self._channel, select.POLLIN | (select.POLLOUT if unsent else 0))
+        return unsent
+
+    def _receive(self, wait_ns: int, stage: Stage) -> bool:
+        """Takes what has arrived; whether there was an answer's part in it."""
+        heard = False
+        for descriptor, event in self._poll.poll(wait_ns / 1e6):
             if descriptor == self._errors:
                 self._drain()
+            elif event == select.POLLOUT:
+                continue
             elif chunk := self._read_channel():
                 self._decoder.feed(chunk)
+                heard = True
             else:
                 raise RunnerFailed(self._post_mortem(stage))
+        return heard
 
     def _read_channel(self) -> bytes:
         try:
@@ -174,16 +180,23 @@ class RunnerProcess:
         except OSError:
             return b""
 
+    def _reply(self, request: Mapping[str, Any], frame: Frame, stage: Stage) -> Reply:
+        body = replies.checked(request, frame, stage)
+        if isinstance(body, Failure):
+            raise RunnerFailed(replace(body, detail=self._started.shown(body.detail)))
+        return Reply(body, frame.payload)
+
     def _drain(self) -> None:
-        while self._errors_open:
+        for _ in range(_DRAINS if self._errors_open else 0):
             try:
                 chunk = os.read(self._errors, _TAIL_BYTES)
             except BlockingIOError:
                 return
+            self._tail = (self._tail + chunk)[-_TAIL_BYTES:]
             if not chunk:
                 self._errors_open = False
                 self._poll.unregister(self._errors)
-            self._tail = (self._tail + chunk)[-_TAIL_BYTES:]
+                return
 
     def _watch(self, now: int, end: int, timeout_ns: int, stage: Stage) -> None:
         if self._cancelled():
@@ -192,41 +205,51 @@ class RunnerProcess:
         if now >= end:
             self.kill()
             raise RunnerFailed(Failure(FailureKind.TIMEOUT, f"{stage.value}: no answer within {timeout_ns / 1e9:g} s", stage))
-        resident = limiting.resident_bytes(self.pid)
-        if resident > self._memory_bytes:
+        if excess := self._excess():
             self.kill()
-            detail = f"{stage.value}: used {resident >> 20} MiB, the limit is {self._memory_bytes >> 20} MiB"
-            raise RunnerFailed(Failure(FailureKind.OOM, detail, stage))
+            raise RunnerFailed(Failure(FailureKind.OOM, f"{stage.value}: {excess}", stage))
         self._on_tick()
 
+    def _excess(self) -> str:
+        """Which limit it is above, or ''."""
+        used = limiting.usage(self.pid)
+        if used.resident_bytes > self._memory_bytes:
+            return f"used {used.resident_bytes >> 20} MiB, the limit is {self._memory_bytes >> 20} MiB"
+        if used.tasks > limiting.MORE_TASKS:
+            return f"started {used.tasks} threads, the limit is {limiting.MORE_TASKS}"
+        if used.written_bytes > self._writable_bytes:
+            return f"wrote {used.written_bytes >> 20} MiB to files and output, the limit is {self._writable_bytes >> 20} MiB"
+        return ""
+
     def _post_mortem(self, stage: Stage) -> Failure:
-        """Why the socket ended."""
+        """Why nothing more will come."""
         end = time.monotonic() + _EXIT_WAIT_S
-        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < end:
+        while not (ended := self._started.has_ended()) and time.monotonic() < end:
             time.sleep(0.005)
         self.kill()
         assert self._returncode is not None
-        return explain_exit(self._returncode, self.tail, stage, limiting.kernel_oom_kills() > self._oom_kills)
+        if not ended:
+            return Failure(FailureKind.CRASH, f"{stage.value}: the runner closed its connection and went on{_last_words(self.tail)}", stage)
+        oom_killed = self._started.oom_killed or limiting.kernel_oom_kills() > self._oom_kills
+        return explain_exit(self._returncode, self.tail, stage, oom_killed)
 
 
 def explain_exit(returncode: int, tail: str, stage: Stage, oom_killed: bool) -> Failure:
     """The failure that an exit status (negative: a signal) and the last output of a runner amount to."""
-    said = f"; it said:\n{tail.strip()[-4000:]}" if tail.strip() else ""
+    said = _last_words(tail)
     if returncode == -signal.SIGKILL and oom_killed:
         return Failure(FailureKind.OOM, f"{stage.value}: the kernel killed the runner for want of memory{said}", stage)
     how = f"exited with status {returncode}"
     if returncode < 0:
+        how = f"was killed by signal {-returncode}"
         with contextlib.suppress(ValueError):
             how = f"was killed by {signal.Signals(-returncode).name}"
     kind = FailureKind.OOM if "bad_alloc" in tail or "MemoryError" in tail else FailureKind.CRASH
     return Failure(kind, f"{stage.value}: the runner {how}{said}", stage)
 
 
-def _reply(frame: Frame, stage: Stage) -> Reply:
-    failure = frame.header.get("failure")
-    if failure is None:
-        return Reply(frame.header["ok"], frame.payload)
-    raise RunnerFailed(Failure(FailureKind(failure["kind"]), failure["detail"], stage))
+def _last_words(tail: str) -> str:
+    return f"; it said:\n{tail.strip()[-4000:]}" if tail.strip() else ""
 
 
 def _environment(scratch: Path, more: Mapping[str, str]) -> dict[str, str]:

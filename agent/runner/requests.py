@@ -52,14 +52,14 @@ class Bench:
         return {"version": self._runtime(runtime).version()}, b""
 
     def load(self, key: str, path: str, runtime: str, options: Options, io: dict[str, Any] | None) -> Answer:
-        """Loads a model under `key`; gives `load_ns` and its inputs and outputs."""
+        """Loads a model under `key`; gives `load_ns`, the options that the library chose, inputs and outputs."""
         library = self._runtime(runtime)
         started = time.perf_counter_ns()
         model = library.load(Path(path), options)
         load_ns = time.perf_counter_ns() - started
         self._loaded[key] = _Loaded(library, Bound(model, _io(io)))
         specs = {side: [[s.name, s.dtype, list(s.shape)] for s in getattr(model, side)] for side in ("inputs", "outputs")}
-        return {"load_ns": load_ns, **specs}, b""
+        return {"load_ns": load_ns, "chosen": dict(model.chosen), **specs}, b""
 
     def first(self, key: str, inputs: str) -> Answer:
         """The first inference, with the first sample: `first_inference_ns`, and how many output values are NaN or infinite."""
@@ -104,6 +104,7 @@ class Bench:
         collector = accuracy.Collector(loaded.bound.outputs, **how)
         for shard in shards:
             for feeds in self._feeds(loaded, shard):
+                loaded.bound.model.reset()
                 collector.add(feeds, loaded.run(feeds))
         return {"n": collector.write(Path(outputs), Path(golden))}, b""
 
@@ -112,6 +113,7 @@ class Bench:
         loaded = self._loaded[key]
         inputs, wanted = accuracy.read_golden(Path(golden))
         for index, feeds in enumerate(loaded.bound.feeds(inputs)):
+            loaded.bound.model.reset()
             got = dict(zip(loaded.bound.outputs, loaded.run(feeds)))
             accuracy.compare(index, got, {name: np.asarray(values[index]) for name, values in wanted.items()}, relative, absolute)
         return {}, b""

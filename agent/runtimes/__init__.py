@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgefarm.errors import UserError
 from edgefarm.model import FailureKind, Options, Scalar
+
+_OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory")
 
 Array = Any  # numpy.ndarray; this module must not import numpy
 
@@ -35,17 +38,28 @@ class RuntimeFailure(Exception):
 
 
 class Model(Protocol):
-    """A loaded model."""
+    """A loaded model.
+
+    Attributes:
+        inputs: what it takes, under the names that the file gives them.
+        outputs: what it gives, likewise.
+        chosen: options that were not given and matter for what is computed, with what the library took by itself.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    chosen: Mapping[str, str]
 
     def run(self, feeds: dict[str, Array]) -> list[Array]:
         """Outputs in the order of `outputs`. This is the call that is timed: keep it thin. Raises the runtime's own errors."""
         ...
 
+    def reset(self) -> None:
+        """Forgets what earlier runs left inside the model; nothing where it keeps no state. May load it again: never time it."""
+        ...
+
     def placement(self, feeds: dict[str, Array]) -> dict[str, int]:
-        """Nodes per execution provider, as `Runtime.providers` names it.
+        """Nodes per execution provider, as `Runtime.providers` names it. Raises RuntimeFailure where the library does not tell.
 
         May load the model again and run it: never call it while something is timed.
         """
@@ -91,19 +105,43 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
-class RuntimeEntry:
-    """A row of the table: where the runtime lives (`module:class`), what it opens, the extra that installs it, its library."""
+class Library:
+    """What a runtime stands on: the module that it imports, the distribution that brings it."""
 
-    target: str
-    formats: tuple[str, ...]
-    extra: str
     module: str
     distribution: str
 
 
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """A row of the table.
+
+    Attributes:
+        target: where the runtime lives (`module:class`).
+        formats: formats of artifacts that it opens.
+        extra: installs it.
+        libraries: any of them will do; the first that is installed is used.
+    """
+
+    target: str
+    formats: tuple[str, ...]
+    extra: str
+    libraries: tuple[Library, ...]
+
+
+# Where several open a format, the first is the one that it belongs to.
 RUNTIMES: dict[str, RuntimeEntry] = {
-    "onnxruntime": RuntimeEntry("agent.runtimes.onnxruntime:OnnxRuntime", ("onnx",), "onnxruntime", "onnxruntime", "onnxruntime"),
-}
+    "onnxruntime": RuntimeEntry(
+        "agent.runtimes.onnxruntime:OnnxRuntime", ("onnx",), "onnxruntime", (Library("onnxruntime", "onnxruntime"),)
+    ),
+    "tflite": RuntimeEntry(
+        "agent.runtimes.tflite:Tflite", ("tflite",), "tflite",
+        (Library("ai_edge_litert", "ai-edge-litert"), Library("tflite_runtime", "tflite-runtime")),
+    ),
+    "openvino": RuntimeEntry(
+        "agent.runtimes.openvino:OpenVino", ("openvino", "onnx", "tflite"), "openvino", (Library("openvino", "openvino"),)
+    ),
+}  # fmt: skip
 
 
 def load_runtime(name: str) -> Runtime:
@@ -131,6 +169,17 @@ def missing(name: str) -> str:
     return f"runtime {name!r} needs: pip install 'edgefarm[{RUNTIMES[name].extra}]'"
 
 
+def installed_library(name: str) -> Library | None:
+    """The library that the runtime would use; nothing is imported for it."""
+    return next((library for library in RUNTIMES[name].libraries if importlib.util.find_spec(library.module) is not None), None)
+
+
 def is_installed(name: str) -> bool:
-    """Whether the library is there; nothing is imported for it."""
-    return importlib.util.find_spec(RUNTIMES[name].module) is not None
+    """Whether a library of the runtime is there."""
+    return installed_library(name) is not None
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether a library's error says that an allocation failed."""
+    lower = text.lower()
+    return any(sign in lower for sign in _OUT_OF_MEMORY)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.runtimes import Array, RuntimeFailure, TensorSpec, thread_count
+from agent.runtimes import Array, RuntimeFailure, TensorSpec, is_out_of_memory, thread_count
 from edgefarm.model import FailureKind, Options, Scalar
 
 # The wheel's telemetry starts a thread and writes below the home folder while it is imported: only this variable comes early enough.
@@ -34,7 +34,6 @@ _DTYPES = {
     "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "str",
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
-_OUT_OF_MEMORY = ("bad_alloc", "failed to allocate memory", "out of memory")
 _UNSUPPORTED = ("no op registered", "not_implemented", "could not find an implementation", "is not a registered function/op")
 
 
@@ -43,6 +42,7 @@ class OnnxModel:
 
     def __init__(self, path: Path, options: Options) -> None:
         self._path, self._options = path, options
+        self.chosen: dict[str, str] = {}
         self._session = _session(path, options)
         self.inputs = tuple(map(_spec, self._session.get_inputs()))
         self.outputs = tuple(map(_spec, self._session.get_outputs()))
@@ -50,6 +50,9 @@ class OnnxModel:
     def run(self, feeds: dict[str, Array]) -> list[Array]:
         """One inference."""
         return self._session.run(None, feeds)  # type: ignore[no-any-return]
+
+    def reset(self) -> None:
+        """A session keeps nothing between runs: state goes in and out by inputs and outputs."""
 
     def placement(self, feeds: dict[str, Array]) -> dict[str, int]:
         """Nodes per execution provider after optimisation, from a session of its own: the assignment it records, else a profiled run."""
@@ -95,7 +98,7 @@ class OnnxRuntime:
         if not _is_ours(error):
             return None
         text = str(error)
-        if _mentions(text, _OUT_OF_MEMORY):
+        if is_out_of_memory(text):
             return RuntimeFailure(FailureKind.OOM, text)
         return RuntimeFailure(FailureKind.IO_CHANGED if type(error).__name__ == "InvalidArgument" else FailureKind.CRASH, text)
 
@@ -146,16 +149,10 @@ def _level(value: Scalar) -> ort.GraphOptimizationLevel:
 
 def _load_failure(error: Exception) -> RuntimeFailure:
     text = str(error)
-    if isinstance(error, MemoryError) or _mentions(text, _OUT_OF_MEMORY):
+    if isinstance(error, MemoryError) or is_out_of_memory(text):
         return RuntimeFailure(FailureKind.OOM, text)
-    if type(error).__name__ == "NotImplemented" or _mentions(text, _UNSUPPORTED):
-        return RuntimeFailure(FailureKind.UNSUPPORTED_OP, text)
-    return RuntimeFailure(FailureKind.LOAD, text)
-
-
-def _mentions(text: str, signs: tuple[str, ...]) -> bool:
-    lower = text.lower()
-    return any(sign in lower for sign in signs)
+    unsupported = type(error).__name__ == "NotImplemented" or any(sign in text.lower() for sign in _UNSUPPORTED)
+    return RuntimeFailure(FailureKind.UNSUPPORTED_OP if unsupported else FailureKind.LOAD, text)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import deploy, doctor, later, look, rollback
+from controller.cli import act, connect, deploy, doctor, later, look, members, rollback, serve
 from edgefarm import __version__
 
 app = typer.Typer(
@@ -39,4 +39,13 @@ app.command("show")(look.show)
 app.command("report")(look.report)
 app.command("rollback")(rollback.rollback)
 app.command("doctor")(doctor.doctor)
+app.command("serve")(serve.serve)
+app.command("login")(connect.login)
+app.command("cancel")(act.cancel)
+app.command("drain")(act.drain)
+app.command("lease")(act.lease)
+app.command("release")(act.release)
+app.add_typer(members.user, name="user")
+app.add_typer(members.token, name="token")
+app.add_typer(members.device, name="device")
 later.register(app)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from controller import preflight
+from controller.cli.connect import DRIVING_PATIENCE_S
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, report_width, verb
 from controller.config import Fleet
+from controller.control import Control
 from controller.driver import UNTIL, Driver, make_plans
 from controller.events import Events
-from controller.hosted import Hosted, LocalDevice
+from controller.fleetplan import formats_expected
+from controller.hosted import Hosted, LocalDevice, driver_lock
+from controller.login import connected
 from controller.planner import CONTENDERS, FINALISTS, LAUNCHES, ROUND
 from controller.report import FORMS, render
 from controller.workload import Workload, load_workload
@@ -25,6 +30,7 @@ from edgefarm.errors import StorageError, UserError
 # of one contender each.
 _LAUNCH_S, _FULL_LAUNCH_S, _SINGLE_LAUNCHES = 1.3, 1.6, 2 * CONTENDERS
 _ROUGH = "rough: they take inferences to last some milliseconds, and leave optimising and rollout out; devices of one machine take turns"
+_FETCHED = "fetched"  # of a state folder: what a running controller gave
 _REPORT_NAMES = {"table": "report.txt", "json": "report.json", "html": "report.html", "csv": "report.csv", "junit": "report.xml"}
 
 
@@ -50,22 +56,42 @@ def deploy(
     allowed = _percent(allow_unreachable)
     if report is not None and report.exists() and not report.is_dir():
         raise UserError(f"--report {report}: not a folder; the report is written there in every form")
-    loaded = fleet_of(fleet)
+    loaded = fleet_of(fleet, controller)
     workload = load_workload(loaded)
     preflight.check(loaded, workload)
-    if dry_run:
-        _print_plan(loaded, workload, as_json=json_)
-        return
     folder = loaded.state(state)
-    devices = [LocalDevice(t.name, t.runtimes, t.threads, t.labels) for t in loaded.targets]
-    with Events(events) as sink, Hosted(folder, devices) as hosted:
-        document = Driver(loaded, hosted.control, workload, folder, sink, allow_lost=allowed).drive(until, retry=retry)
+    if dry_run:
+        _print_plan(_enlisted(loaded, folder), workload, as_json=json_)
+        return
+    with Events(events) as sink, _controlled(loaded, folder) as (fleet_, control):
+        document = Driver(fleet_, control, workload, folder, sink, allow_lost=allowed).drive(until, retry=retry)
     if report is not None:
         _write_report(document, report)
     print(json.dumps(document) if json_ else render(document, "table", report_width()), end="\n" if json_ else "")
     if code := document["exit_code"]:
         print(f"error: {document['summary']}", file=sys.stderr)
         raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _controlled(fleet: Fleet, folder: Path) -> Iterator[tuple[Fleet, Control]]:
+    """The fleet with all its devices, and what holds them: hosted here, or a running controller whose campaign is held meanwhile."""
+    if fleet.controller is None:
+        devices = [LocalDevice(t.name, t.runtimes, t.threads, t.labels) for t in fleet.targets]
+        with Hosted(folder, devices) as hosted:
+            yield fleet, hosted.control
+        return
+    with driver_lock(folder), connected(fleet.controller, folder / _FETCHED, DRIVING_PATIENCE_S) as client:
+        enlisted = fleet.enlist(client.devices())
+        with client.driving(fleet.name):
+            yield enlisted, client
+
+
+def _enlisted(fleet: Fleet, folder: Path) -> Fleet:
+    if fleet.controller is None:
+        return fleet
+    with connected(fleet.controller, folder / _FETCHED, DRIVING_PATIENCE_S) as client:
+        return fleet.enlist(client.devices())
 
 
 def _percent(text: str) -> float:
@@ -88,7 +114,7 @@ def _write_report(document: Mapping[str, Any], folder: Path) -> None:
 
 
 def _print_plan(fleet: Fleet, workload: Workload, *, as_json: bool) -> None:
-    plans = make_plans(fleet, workload)[: fleet.file.optimize.budget.variants]
+    plans = make_plans(fleet, workload, formats_expected(fleet.targets))[: fleet.file.optimize.budget.variants]
     devices = []
     for target in fleet.targets:
         candidates = (len(plans) + 1) * len(target.options_threads)

@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 
 from controller import preflight
+from controller.cli.connect import asking
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, verb
 from controller.config import load_fleet
 from controller.workload import load_workload
@@ -47,7 +48,9 @@ def doctor(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpti
     """
     findings = list(_machine())
     if fleet is not None:
-        findings += _fleet(fleet, state)
+        findings += _fleet(fleet, state, controller)
+    elif controller is not None:
+        findings.append(_controller(controller))
     if json_:
         print(json.dumps({"findings": [asdict(f) for f in findings]}))
     else:
@@ -74,10 +77,22 @@ def _machine() -> Iterator[Finding]:
     yield Finding("temporary folder", os.access(folder, os.W_OK), str(folder), "set TMPDIR to a folder that you may write to")
 
 
-def _fleet(path: Path, state: Path | None) -> Iterator[Finding]:
+def _controller(address: str) -> Finding:
     try:
-        fleet = load_fleet(path)
-        yield Finding("fleet file", True, f"{path}: {len(fleet.targets)} devices")
+        with asking(address) as client:
+            known = client.devices()
+    except EdgefarmError as error:
+        return Finding("controller", False, str(error), "start it, mend the address, or log in again")
+    there = sum(s.state != "lost" for s in known)
+    return Finding("controller", True, f"{address}: {there} of {len(known)} devices are there")
+
+
+def _fleet(path: Path, state: Path | None, controller: str | None) -> Iterator[Finding]:
+    try:
+        fleet = load_fleet(path, controller)
+        yield Finding("fleet file", True, f"{path}: {len(fleet.file.devices)} entries of devices")
+        if fleet.controller is not None:
+            yield _controller(fleet.controller)
         workload = load_workload(fleet)
         preflight.check(fleet, workload)
         counts = f"{workload.selection.n} selection and {workload.evaluation.n} evaluation samples"

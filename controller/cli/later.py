@@ -13,18 +13,9 @@ _VERBS = {
     "optimize": "variants only; 'deploy --until optimize' makes them",
     "bench": "measure given files on the fleet; 'edge-agent bench MODEL' measures one on this machine",
     "compare": "hold two variants, runs or versions against each other",
-    "serve": "the long-running controller",
     "export": "the winners' files; 'report --format json' names them",
     "promote": "promote a canary",
     "pause": "pause a rollout",
-    "cancel": "cancel a run; interrupt its 'deploy' instead",
-    "drain": "drain a device",
-    "lease": "lease devices",
-    "release": "release leased devices",
-    "login": "log in at a controller",
-    "user": "users of a controller",
-    "token": "join tokens",
-    "device": "label, replace or revoke a device",
     "toolchain": "optional stacks of passes",
 }
 

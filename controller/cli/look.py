@@ -1,4 +1,4 @@
-"""Verbs that only look: devices, runs, show, report. They read the store of a hosted controller, also while it works."""
+"""Verbs that only look: devices, runs, show, report. They ask a running controller, or read the store of a hosted one while it works."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, report_width, state_of, verb
-from controller.looking import Look, look_into
+from controller.cli.connect import looking
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, report_width, verb
+from controller.looking import Look, RemoteLook
 from controller.report import FORMS, render
 from controller.report.candidate import utc
 from edgefarm.errors import UserError
@@ -25,7 +26,7 @@ def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpt
 
     Example: controller devices --fleet edge.yaml
     """
-    with look_into(state_of(fleet, state)) as look:
+    with looking(fleet, state, controller) as look:
         deployed = look.deployments()
         rows: list[dict[str, Any]] = [
             {
@@ -59,6 +60,9 @@ def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpt
     _print(table)
     for reason in dict.fromkeys(row["reason"] for row in rows if row["state"] == "off"):
         print(f"off: {reason}")
+    for row in rows:
+        if row["reason"] and row["state"] not in ("off", "in_use"):
+            print(f"{row['name']}: {row['reason']}")
 
 
 @verb
@@ -67,7 +71,7 @@ def runs(fleet: FleetOption = None, state: StateOption = None, json_: JsonOption
 
     Example: controller runs --fleet edge.yaml
     """
-    with look_into(state_of(fleet, state)) as look:
+    with looking(fleet, state, controller) as look:
         known = look.runs()
     if json_:
         print(json.dumps({"runs": [_run(r) for r in known]}))
@@ -87,7 +91,7 @@ def show(
 
     Example: controller show fashion@1
     """
-    with look_into(state_of(fleet, state)) as look:
+    with looking(fleet, state, controller) as look:
         found = _find(look, run)
         orders = look.orders(found.name)
     stages: dict[str, dict[str, int]] = {}
@@ -119,7 +123,7 @@ def report(
     """
     if form not in FORMS:
         raise UserError(f"--format {form}: not a form; one of {', '.join(FORMS)}")
-    with look_into(state_of(fleet, state)) as look:
+    with looking(fleet, state, controller) as look:
         found = _find(look, run)
     if not found.report:
         raise UserError(f"{found.name} has no report yet: it is {found.state}; 'controller deploy' goes on with it")
@@ -136,7 +140,7 @@ def _capability(capability: Capability) -> dict[str, Any]:
     }
 
 
-def _find(look: Look, name: str) -> Run:
+def _find(look: Look | RemoteLook, name: str) -> Run:
     known = look.runs(name.partition("@")[0])
     found = [r for r in known if r.name == name or "@" not in name]
     if not found:

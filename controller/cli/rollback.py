@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
+from controller.cli.connect import asking
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, verb
+from controller.config import Fleet
+from controller.control import Control
 from controller.hosted import Hosted, LocalDevice, driver_lock
 from controller.looking import look_into
 from edgefarm.errors import DeviceLost, RolledBack, UserError
@@ -28,21 +32,18 @@ def rollback(
 
     Example: controller rollback --fleet edge.yaml --device bench-1
     """
-    loaded = fleet_of(fleet)
-    names = [t.name for t in loaded.targets]
-    chosen = device or names
-    if unknown := [n for n in chosen if n not in names]:
-        raise UserError(f"--device {unknown[0]}: not in {loaded.path}; it has {', '.join(names)}")
-    folder = loaded.state(state)
-    with look_into(folder) as look, driver_lock(folder):  # before any agent is started
-        look.check_way_back(loaded.model_name, chosen)
-    locals_ = [LocalDevice(t.name, t.runtimes, t.threads, t.labels) for t in loaded.targets if t.name in chosen]
-    with Hosted(folder, locals_) as hosted:
-        if lost := [s for s in hosted.control.devices() if s.state == "lost" and s.device.name in chosen]:
-            others = "nothing was ordered; --device names the devices to go back on"
-            raise DeviceLost("; ".join(f"{s.device.name}: {s.reason}" for s in lost) + f"; {others}")
-        ordered = hosted.control.roll_back(loaded.model_name, chosen)
-        statuses = hosted.control.wait_for_deployments([s.id for s in ordered], _WAIT_S)
+    loaded = fleet_of(fleet, controller)
+    if loaded.controller is not None:
+        with asking(loaded.controller) as client:
+            enlisted = loaded.enlist(client.devices())
+            statuses = _roll_back(client, enlisted, _chosen(enlisted, device))
+    else:
+        chosen, folder = _chosen(loaded, device), loaded.state(state)
+        with look_into(folder) as look, driver_lock(folder):  # before any agent is started
+            look.check_way_back(loaded.model_name, chosen)
+        locals_ = [LocalDevice(t.name, t.runtimes, t.threads, t.labels) for t in loaded.targets if t.name in chosen]
+        with Hosted(folder, locals_) as hosted:
+            statuses = _roll_back(hosted.control, loaded, chosen)
     rows = [_row(s) for s in statuses]
     if json_:
         print(json.dumps({"deployments": rows}))
@@ -51,6 +52,22 @@ def rollback(
             print(f"{row['device']}: {row['model']} generation {row['generation']} {row['state']}  {row['path'] or row['reason'] or ''}")
     if failed := [s for s in statuses if s.state is not DeploymentState.COMMITTED]:
         raise RolledBack("; ".join(f"{s.device}: {s.state.value}: {s.reason or 'no answer in time'}" for s in failed))
+
+
+def _chosen(fleet: Fleet, device: list[str] | None) -> list[str]:
+    names = [t.name for t in fleet.targets]
+    chosen = device or names
+    if unknown := [n for n in chosen if n not in names]:
+        raise UserError(f"--device {unknown[0]}: not in {fleet.path}; it has {', '.join(names)}")
+    return chosen
+
+
+def _roll_back(control: Control, fleet: Fleet, chosen: list[str]) -> Sequence[DeploymentStatus]:
+    if lost := [s for s in control.devices() if s.state == "lost" and s.device.name in chosen]:
+        others = "nothing was ordered; --device names the devices to go back on"
+        raise DeviceLost("; ".join(f"{s.device.name}: {s.reason}" for s in lost) + f"; {others}")
+    ordered = control.roll_back(fleet.model_name, chosen)
+    return control.wait_for_deployments([s.id for s in ordered], _WAIT_S)
 
 
 def _row(status: DeploymentStatus) -> dict[str, Any]:

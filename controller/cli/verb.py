@@ -15,10 +15,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from controller.config import Fleet, load_fleet
-from edgefarm.errors import INTERRUPTED, EdgefarmError, NotAvailable
+from edgefarm.errors import INTERRUPTED, Denied, EdgefarmError, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LEAST_COLUMNS = 100
+_FLEET_FILE = "edge.yaml"
 
 FleetOption = Annotated[Path | None, typer.Option("--fleet", metavar="FILE", help="The fleet file (default: edge.yaml).")]
 StateOption = Annotated[
@@ -43,9 +44,9 @@ def verb(function: F) -> F:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
-            if kwargs.get("controller"):
-                raise NotAvailable("--controller: a remote controller is not available in this version; leave it out")
             return function(*args, **kwargs)
+        except Denied as error:  # between processes a bug of ours; to a user, that another one has to do it
+            fail(str(error), UserError.exit_code, error.code, as_json=bool(kwargs.get("json_")))
         except EdgefarmError as error:
             fail(str(error), error.exit_code, error.code, as_json=bool(kwargs.get("json_")))
         except KeyboardInterrupt:
@@ -77,9 +78,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def fleet_of(path: Path | None) -> Fleet:
+def fleet_of(path: Path | None, controller: str | None = None) -> Fleet:
     """The fleet file that a verb works with. Raises FleetFileError."""
-    return load_fleet(path or Path("edge.yaml"))
+    return load_fleet(path or Path(_FLEET_FILE), controller)
 
 
 def state_of(fleet: Path | None, state: Path | None) -> Path:

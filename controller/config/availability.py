@@ -9,7 +9,7 @@ from controller.config.lines import Document, Key, dotted
 from controller.config.schema import Canary, Constraints, FleetFile, Health, Rollout, Watch
 from edgefarm.errors import NotAvailable
 
-_LATER_FORMATS = {".tflite", ".xml", ".keras", ".h5"}
+_LATER_FORMATS = {".keras", ".h5"}
 
 
 def refuse_what_is_not_built(file: FleetFile, document: Document) -> None:
@@ -21,8 +21,6 @@ def refuse_what_is_not_built(file: FleetFile, document: Document) -> None:
 
 
 def _missing(file: FleetFile) -> Iterator[tuple[Key, str]]:
-    if file.controller is not None:
-        yield ("controller",), "a remote controller"
     yield from _model(file)
     yield from _devices(file)
     yield from _measure(file)
@@ -37,9 +35,7 @@ def _missing(file: FleetFile) -> Iterator[tuple[Key, str]]:
 def _model(file: FleetFile) -> Iterator[tuple[Key, str]]:
     path = file.model.path
     if PurePath(path).suffix in _LATER_FORMATS or ".py:" in path:
-        yield ("model", "path"), f"'{path}': only .onnx sources; another format"
-    if file.model.alternatives:
-        yield ("model", "alternatives"), "alternatives in other formats"
+        yield ("model", "path"), f"'{path}': only .onnx, .tflite and .xml sources; another format"
     if file.data.train is not None:
         yield ("data", "train"), "training by passes"
 
@@ -47,10 +43,6 @@ def _model(file: FleetFile) -> Iterator[tuple[Key, str]]:
 def _devices(file: FleetFile) -> Iterator[tuple[Key, str]]:
     for index, entry in enumerate(file.devices):
         key: Key = ("devices", index)
-        if entry.selector is not None or entry.count is not None:
-            yield (*key, "selector"), "a selector of enrolled devices"
-        elif entry.local is None:
-            yield key, "an enrolled device (one without 'local:', it needs 'controller serve')"
         yield from _objectives((*key, "objective"), entry.objective, (*key, "constraints"), entry.constraints)
 
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from controller.config import lines
+from controller.config import enrolled, lines
 from controller.config.availability import refuse_what_is_not_built
 from controller.config.schema import Constraints, DeviceEntry, FleetFile, MetricFunction
 from edgefarm.digest import canonical_json, digest_file
 from edgefarm.errors import UserError
-from optimizer.source import inspect_model
+from edgefarm.model import Device, DeviceStatus
+from optimizer.source import FORMATS, Format, inspect_model
 
 
 @dataclass(frozen=True)
 class Target:
-    """One local device, with what the file says for all devices and for it resolved."""
+    """One device, with what the file says for all devices and for it resolved.
+
+    `formats`: of artifacts that may be activated on it; empty = whatever its runtimes open.
+    """
 
     name: str
     runtimes: tuple[str, ...]
@@ -30,15 +35,25 @@ class Target:
     labels: dict[str, str]
     objective: str
     constraints: Constraints
+    formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """A checked fleet file; every path is absolute and exists."""
+    """A checked fleet file; every path is absolute and exists.
+
+    `enlisted`: enrolled devices with the indices of their entries, once a controller has told of them.
+    """
 
     path: Path
     file: FleetFile
     document: lines.Document
+    enlisted: tuple[tuple[int, Device], ...] = ()
+
+    @property
+    def controller(self) -> str | None:
+        """Address of the running controller; None: the command hosts one."""
+        return self.file.controller
 
     @property
     def name(self) -> str:
@@ -54,6 +69,11 @@ class Fleet:
     def model(self) -> Path:
         """The source model."""
         return self.path.parent / self.file.model.path
+
+    @property
+    def alternatives(self) -> tuple[Path, ...]:
+        """The same network in other formats."""
+        return tuple(self.path.parent / a for a in self.file.model.alternatives)
 
     @cached_property
     def data(self) -> dict[str, Path]:
@@ -72,8 +92,17 @@ class Fleet:
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
-        """The devices, in the file's order."""
-        return tuple(self._target(index, entry) for index, entry in enumerate(self.file.devices))
+        """The devices, in the file's order; enrolled ones only after `enlist`."""
+        if self.controller is None:
+            return tuple(self._local(index, entry) for index, entry in enumerate(self.file.devices))
+        return tuple(
+            self._target(index, self.file.devices[index], d.name, enrolled.runtimes(d), d.threads, dict(d.labels))
+            for index, d in self.enlisted
+        )
+
+    def enlist(self, known: Sequence[DeviceStatus]) -> Fleet:
+        """With the enrolled devices that the entries mean. Raises FleetFileError where too few match."""
+        return replace(self, enlisted=enrolled.enlist(self.file, self.document, known))
 
     def state(self, override: Path | None) -> Path:
         """The state folder: `.edgefarm/<name>/` beside the file unless overridden."""
@@ -86,9 +115,13 @@ class Fleet:
         `labels` are kept with a run but do not make a new one.
         """
         content = self.file.model_dump(mode="json", exclude={"labels"})
+        content["controller"] = None  # a run is where it is
         files = {"model": digest_file(self.model), **{n: digest_file(p) for n, p in self.data.items()}}
         for name in inspect_model(self.model).files[1:]:
             files[f"model/{name}"] = digest_file(self.model.parent / name)
+        for index, path in enumerate(self.alternatives):
+            for name in inspect_model(path).files:
+                files[f"alternatives/{index}/{name}"] = digest_file(path.parent / name)
         if self.metric_file:
             files["metric"] = digest_file(self.metric_file[0])
         return {"file": content, "digests": files}
@@ -98,27 +131,44 @@ class Fleet:
         """Digest of `spec`."""
         return "sha256:" + hashlib.sha256(canonical_json(self.spec)).hexdigest()
 
-    def _target(self, index: int, entry: DeviceEntry) -> Target:
-        local, select = entry.local, self.file.select
-        assert local is not None  # availability
+    def _local(self, index: int, entry: DeviceEntry) -> Target:
+        local = entry.local
+        assert local is not None  # `enrolled.check_entries`
+        name = entry.name or f"local-{index + 1}"
+        runtimes = local.runtimes or [_format(self.model).runtime]
+        return self._target(index, entry, name, runtimes, local.threads, dict(entry.labels))
+
+    def _target(self, index: int, entry: DeviceEntry, name: str, able: Sequence[str], limit: int, labels: dict[str, str]) -> Target:
+        """A device that has the runtimes `able` and may use up to `limit` threads."""
+        select = self.file.select
         for position, threads in enumerate(entry.threads or ()):
-            if threads > local.threads:
-                message = f"{threads} is more than the device's own limit 'local.threads', which is {local.threads}"
+            if threads > limit:
+                whose = "'local.threads'" if entry.local else f"of {name!r}"
+                message = f"{threads} is more than the device's own limit {whose}, which is {limit}"
                 raise self.document.error(message, ("devices", index, "threads", position))
-        chosen = entry.threads or ([local.threads] if self.file.measure.threads == "auto" else self.file.measure.threads)
-        allowed = tuple(dict.fromkeys(t for t in chosen if t <= local.threads)) or (local.threads,)
+        chosen = entry.threads or ([limit] if self.file.measure.threads == "auto" else self.file.measure.threads)
+        allowed = tuple(dict.fromkeys(t for t in chosen if t <= limit)) or (limit,)
         given = entry.constraints.model_dump(exclude_none=True) if entry.constraints else {}
         merged = {**select.constraints.model_dump(exclude_none=True), **given}
-        runtimes = [r for r in local.runtimes if entry.runtimes is None or r in entry.runtimes]
+        runtimes = [r for r in able if entry.runtimes is None or r in entry.runtimes]
         if not runtimes:
-            raise self.document.error("no runtime is left: 'runtimes' names none of 'local.runtimes'", ("devices", index, "runtimes"))
-        name = entry.name or f"local-{index + 1}"
+            whose = "'local.runtimes'" if entry.local else f"those of {name!r}: {', '.join(able) or 'it has proved none'}"
+            raise self.document.error(f"no runtime is left: 'runtimes' names none of {whose}", ("devices", index, "runtimes"))
         objective = entry.objective or select.objective
-        return Target(name, tuple(runtimes), local.threads, allowed, dict(entry.labels), objective, Constraints(**merged))
+        formats = () if self._names_runtimes(entry) else (_format(self.model).name,)
+        return Target(name, tuple(runtimes), limit, allowed, labels, objective, Constraints(**merged), formats)
+
+    def _names_runtimes(self, entry: DeviceEntry) -> bool:
+        """Whether any format is welcome: programs that load the activated file expect the source's, unless the file says otherwise."""
+        named = entry.runtimes is not None or (entry.local is not None and entry.local.runtimes is not None)
+        return named or self.file.rollout.activate != "file"
 
 
-def load_fleet(path: Path) -> Fleet:
-    """Reads and checks a fleet file. Raises FleetFileError with file, line, field and the nearest valid name."""
+def load_fleet(path: Path, controller: str | None = None) -> Fleet:
+    """Reads and checks a fleet file, with another controller than it names if one is given.
+
+    Raises FleetFileError with file, line, field and the nearest valid name.
+    """
     document = lines.read(path.absolute())
     if not isinstance(document.content, dict):
         raise document.error("a fleet file is a mapping: see the example in the README")
@@ -126,8 +176,11 @@ def load_fleet(path: Path) -> Fleet:
         file = FleetFile.model_validate(document.content)
     except ValidationError as error:
         raise _first_error(error, document) from None
+    if controller is not None:
+        file = file.model_copy(update={"controller": controller})
     fleet = Fleet(document.path, file, document)
     refuse_what_is_not_built(file, document)
+    enrolled.check_entries(file, document)
     _check_names(fleet)
     _check_files(fleet)
     return fleet
@@ -135,14 +188,16 @@ def load_fleet(path: Path) -> Fleet:
 
 def _check_names(fleet: Fleet) -> None:
     seen: set[str] = set()
-    for index, target in enumerate(fleet.targets):
-        if target.name in seen:
-            raise fleet.document.error(f"two devices are named '{target.name}'", ("devices", index, "name"))
-        seen.add(target.name)
+    local = fleet.controller is None
+    for index, name in enumerate([t.name for t in fleet.targets] if local else [e.name for e in fleet.file.devices]):
+        if name is not None and name in seen:
+            raise fleet.document.error(f"two devices are named '{name}'", ("devices", index, "name"))
+        seen.add(name or "")
 
 
 def _check_files(fleet: Fleet) -> None:
     named: list[tuple[lines.Key, Path]] = [(("model", "path"), fleet.model)]
+    named += [(("model", "alternatives", index), path) for index, path in enumerate(fleet.alternatives)]
     named += [(("data", name), path) for name, path in fleet.data.items()]
     if fleet.metric_file:
         named.append((("data", "metric"), fleet.metric_file[0]))
@@ -151,8 +206,20 @@ def _check_files(fleet: Fleet) -> None:
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise fleet.document.error(f"no such file: {path}{hint}", key)
-    if fleet.model.suffix != ".onnx":
-        raise fleet.document.error(f"'{fleet.model.name}' has no format that is known; a source ends in .onnx", ("model", "path"))
+    taken: dict[str, str] = {}
+    for key, path in [named[0], *named[1 : 1 + len(fleet.alternatives)]]:
+        known = ", ".join(FORMATS)
+        if path.suffix.lower() not in FORMATS:
+            raise fleet.document.error(f"'{path.name}' has no format that is known; a model ends in one of {known}", key)
+        title = _format(path).title
+        if other := taken.get(title):
+            raise fleet.document.error(f"'{path.name}' is {title}, as '{other}' is; an alternative is the network in another format", key)
+        taken[title] = path.name
+
+
+def _format(path: Path) -> Format:
+    """By the suffix; of one that is not known, which is refused elsewhere, the first."""
+    return FORMATS.get(path.suffix.lower(), FORMATS[".onnx"])
 
 
 def _first_error(error: ValidationError, document: lines.Document) -> UserError:

@@ -47,9 +47,9 @@ class Data(Section):
 
 
 class Local(Section):
-    """`devices[].local`: an agent that the command starts itself."""
+    """`devices[].local`: an agent that the command starts itself. `runtimes`: by default the one that the model's format belongs to."""
 
-    runtimes: Annotated[list[str], Field(min_length=1)] = ["onnxruntime"]
+    runtimes: Annotated[list[str], Field(min_length=1)] | None = None
     threads: Threads = 1
 
 

@@ -32,8 +32,10 @@ def candidate(judgement: Judgement, group: Group, evidence: Evidence, origin: Or
     seen: Sequence[Launch] = launches or ([screened] if screened else [])
     document: dict[str, Any] = {
         "variant": entry.variant,
+        "note": entry.note,
         "runtime": entry.candidate.runtime,
         "options": dict(entry.candidate.options),
+        "chosen": next((dict(x.result.chosen) for x in reversed(seen) if x.result.chosen), {}),
         "artifact": _artifact(entry.candidate.artifact),
         "io": _io(entry.candidate.io),
         "lineage": [dict(step) for step in origin.lineage],

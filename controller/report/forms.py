@@ -16,8 +16,8 @@ from rich.text import Text
 
 Report = Mapping[str, Any]
 _CSV_COLUMNS = """run device class variant runtime threads winner feasible pareto rejected p50_ns p90_ns p99_ns speedup speedup_low
-speedup_high accuracy accuracy_n bytes peak_rss_bytes verdict"""
-_COLUMNS = ("", "variant", "threads", "p50 ms", "speed-up (95 %)", "accuracy", "size MiB", "memory MiB", "why not")
+speedup_high accuracy accuracy_n bytes peak_rss_bytes verdict format options"""
+_COLUMNS = ("", "variant", "runtime", "threads", "p50 ms", "speed-up (95 %)", "accuracy", "size MiB", "memory MiB", "why not")
 
 
 def render(report: Report, form: str, width: int | None = None) -> str:
@@ -45,6 +45,7 @@ def _row(candidate: Mapping[str, Any]) -> dict[str, str]:
         p50 = ratio = "-"
     return {
         "variant": candidate["variant"],
+        "runtime": _runtime(candidate),
         "threads": str(candidate["options"].get("threads", "-")),
         "p50 ms": p50,
         "speed-up (95 %)": ratio,
@@ -53,6 +54,12 @@ def _row(candidate: Mapping[str, Any]) -> dict[str, str]:
         "memory MiB": f"{memory['peak_rss_bytes'] / 2**20:.1f}" if memory else "-",
         "why not": candidate["rejected"] or "",
     }
+
+
+def _runtime(candidate: Mapping[str, Any]) -> str:
+    """With its options but the number of threads, and what it chose by itself: `tflite xnnpack`, `openvino CPU bf16`."""
+    options = [str(value).removesuffix("ExecutionProvider") for name, value in candidate["options"].items() if name != "threads"]
+    return " ".join([candidate["runtime"], *options, *candidate.get("chosen", {}).values()])
 
 
 def _order(device: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -79,6 +86,8 @@ def table(report: Report, width: int | None = None) -> str:
             grid.add_row(mark, *(Text(value) for value in _row(candidate).values()))
         if device["candidates"]:
             console.print(grid)
+        if device["baseline"] and device["baseline"].get("note"):
+            console.print(Text(f"  baseline: {device['baseline']['note']}"))
         for failure in device["failures"]:
             console.print(Text(f"  failed: {failure['variant']} ({failure['stage']}, {failure['kind']}): {failure['detail']}"))
         deployment = device["deployment"]
@@ -121,7 +130,7 @@ def as_csv(report: Report) -> str:
             "speedup": speedup.get("ratio"), "speedup_low": low, "speedup_high": high,
             "accuracy": (candidate["accuracy"] or {}).get("value"), "accuracy_n": (candidate["accuracy"] or {}).get("n"),
             "bytes": candidate["artifact"]["bytes"], "peak_rss_bytes": (candidate["memory"] or {}).get("peak_rss_bytes"),
-            "verdict": candidate["verdict"],
+            "verdict": candidate["verdict"], "format": candidate["artifact"]["format"], "options": json.dumps(candidate["options"]),
         })  # fmt: skip
     return stream.getvalue()
 
@@ -166,6 +175,8 @@ def as_html(report: Report) -> str:
         parts.append("</tr>")
         parts += [_html_row(device, candidate) for candidate in _order(device)]
         parts.append("</table>")
+        if device["baseline"] and device["baseline"].get("note"):
+            parts.append(f"<p><small>baseline: {_e(device['baseline']['note'])}</small></p>")
         parts += [f"<p><small>failed: {_e(_failure_line(f))}</small></p>" for f in device["failures"]]
         if device["deployment"]:
             parts.append(f"<p>Deployed: {_e(device['deployment']['path'] or device['deployment']['state'])}</p>")

@@ -1,4 +1,7 @@
-"""The `Artifacts` service: bytes by digest, in chunks. Files are read and written in threads, some MiB at a time."""
+"""The `Artifacts` service: bytes by digest, in chunks. Files are read and written in threads, some MiB at a time.
+
+Devices may touch what their open orders and deployments need; users what their role allows.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from typing import Any
 
 import grpc
 
+from controller import roles
 from controller.artifacts import ArtifactWriter
 from controller.farm import Farm
 from controller.servicers.errors import Context, authenticated, in_thread, translated
+from controller.servicers.gate import Gate
 from edgefarm.digest import check_digest
 from edgefarm.errors import ProtocolError, QuotaExceeded, StorageError
 from edgefarm.model import CHUNK_BYTES
@@ -24,34 +29,41 @@ _BATCH = 2  # chunks per visit to the disk: a thread that takes the interpreter'
 
 
 class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
-    """Serves the artifact store to devices, each within its rights."""
+    """Serves the artifact store to devices and users, each within its rights."""
 
-    def __init__(self, farm: Farm, threads: Executor) -> None:
-        self._farm, self._threads = farm, threads
+    def __init__(self, farm: Farm, threads: Executor, gate: Gate) -> None:
+        self._farm, self._threads, self._gate = farm, threads, gate
         self._pushing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def Stat(self, request: Any, context: Context) -> Any:
         """Whether a content is there, whole, or how much of it has arrived."""
-        peer = await authenticated(context, self._farm.doorkeeper)
         async with translated(context, self._storage_failed):
+            rights = await self._rights(context, "Stat")
             _check(request.digest)
-            return await in_thread(self._threads, self._stat, peer.device, request.digest)
+            return await in_thread(self._threads, self._stat, rights, request.digest)
+
+    async def _rights(self, context: Context, method: str) -> _Rights:
+        peer = await authenticated(context, self._gate)
+        if peer is not None:
+            return _Rights(self._farm, peer.device)
+        roles.check(self._gate.caller(context), f"Artifacts.{method}")
+        return _Rights(self._farm, None)
 
     def _storage_failed(self, error: StorageError) -> None:
         self._threads.submit(self._farm.storage_failed, error)
 
-    def _stat(self, device: str, digest: str) -> artifacts_pb2.StatReply:
-        self._farm.check_stat(device)
+    def _stat(self, rights: _Rights, digest: str) -> artifacts_pb2.StatReply:
+        rights.check_stat()
         if self._farm.artifacts.has(digest):
             return artifacts_pb2.StatReply(complete=True, bytes=self._farm.artifacts.size(digest))
         return artifacts_pb2.StatReply(complete=False, bytes=self._farm.artifacts.arrived(digest))
 
     async def Fetch(self, request: Any, context: Context) -> None:
         """Sends a content from an offset on; the next batch is read, into the other buffer, while one is sent."""
-        peer = await authenticated(context, self._farm.doorkeeper)
         async with translated(context, self._storage_failed):
+            rights = await self._rights(context, "Fetch")
             _check(request.digest)
-            stream, total = await in_thread(self._threads, self._open, peer.device, request.digest, request.offset)
+            stream, total = await in_thread(self._threads, self._open, rights, request.digest, request.offset)
             buffers = [bytearray(min(_BATCH * CHUNK_BYTES, total - request.offset)) for _ in range(2)]
             reading = asyncio.ensure_future(in_thread(self._threads, _read, stream, buffers[0]))
             try:
@@ -59,6 +71,7 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
                     await context.write(artifacts_pb2.Chunk(total=total))
                 announced = total  # in the first chunk only
                 while count := await reading:
+                    self._gate.caller(context)  # who was shut out meanwhile gets no more
                     batch = memoryview(buffers[0])[:count]
                     buffers.reverse()
                     reading = asyncio.ensure_future(in_thread(self._threads, _read, stream, buffers[0]))
@@ -66,25 +79,26 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
                         data = bytes(batch[start : start + CHUNK_BYTES])
                         await context.write(artifacts_pb2.Chunk(data=data, total=announced))
                         announced = 0
+                        self._farm.relay.add_transfer("fetch", len(data))
             finally:
                 # The thread that reads ahead may still use the stream: close it after that.
                 reading.add_done_callback(partial(_close, stream))
 
-    def _open(self, device: str, digest: str, offset: int) -> tuple[FileIO, int]:
-        self._farm.check_fetch(device, digest)
+    def _open(self, rights: _Rights, digest: str, offset: int) -> tuple[FileIO, int]:
+        rights.check_fetch(digest)
         return self._farm.artifacts.open(digest, offset), self._farm.artifacts.size(digest)
 
     async def Push(self, _: Any, context: Context) -> Any:
         """Takes a content from an offset on. A wrong offset is answered with the right one; a broken push keeps what arrived."""
-        peer = await authenticated(context, self._farm.doorkeeper)
         async with translated(context, self._storage_failed):
+            rights = await self._rights(context, "Push")
             first = await context.read()
             if first is grpc.aio.EOF:
                 raise ProtocolError("an empty push")
             _check(first.digest)
             # One push of a digest at a time, and the others wait here rather than in a thread.
             async with self._pushing[first.digest]:
-                push = await in_thread(self._threads, _Push, self._farm, peer.device, first)
+                push = await in_thread(self._threads, _Push, self._farm, rights, first)
                 try:
                     await self._receive(push, first, context)
                     return await in_thread(self._threads, push.reply)
@@ -96,6 +110,7 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
         while message is not grpc.aio.EOF and push.wants(first):
             batch.append(message.data)
             if len(batch) == _BATCH:
+                self._gate.caller(context)
                 await in_thread(self._threads, push.write, batch)
                 batch = []
             message = await context.read()
@@ -103,15 +118,37 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
         await in_thread(self._threads, push.finish)
 
 
-class _Push:
-    """One push on its way. The bytes that are still to come are taken of the device's quota at once, the unused given back."""
+class _Rights:
+    """What a caller may touch: a device what its orders and deployments need; a user (no device) everything, its role was checked."""
 
-    def __init__(self, farm: Farm, device: str, first: Any) -> None:
-        self._farm, self._device, self._total = farm, device, first.total
+    def __init__(self, farm: Farm, device: str | None) -> None:
+        self._farm, self._device = farm, device
+
+    def check_stat(self) -> None:
+        """Raises Denied."""
+        if self._device is not None:
+            self._farm.check_stat(self._device)
+
+    def check_fetch(self, digest: str) -> None:
+        """Raises Denied."""
+        if self._device is not None:
+            self._farm.check_fetch(self._device, digest)
+
+    def take_quota(self, count: int) -> None:
+        """Takes bytes that may be pushed, gives them back if negative. Raises QuotaExceeded."""
+        if self._device is not None:
+            self._farm.take_quota(self._device, count)
+
+
+class _Push:
+    """One push on its way. The bytes that are still to come are taken of the caller's quota at once, the unused given back."""
+
+    def __init__(self, farm: Farm, rights: _Rights, first: Any) -> None:
+        self._farm, self._rights, self._total = farm, rights, first.total
         self._held = ExitStack()
         self._reserved = 0
         try:
-            farm.check_stat(device)
+            rights.check_stat()
             self._writer: ArtifactWriter = self._held.enter_context(farm.artifacts.writer(first.digest))
             if self._writer.complete:
                 return
@@ -124,7 +161,7 @@ class _Push:
             raise
 
     def _reserve(self, count: int) -> None:
-        self._farm.take_quota(self._device, count)
+        self._rights.take_quota(count)
         self._reserved = count
 
     def wants(self, first: Any) -> bool:
@@ -135,9 +172,10 @@ class _Push:
         """Appends. Raises QuotaExceeded on more bytes than were announced."""
         for chunk in chunks:
             if len(chunk) > self._reserved:
-                raise QuotaExceeded(f"device {self._device!r}: more than the {self._total} bytes that it announced")
+                raise QuotaExceeded(f"more than the {self._total} bytes that were announced")
             self._writer.write(chunk)
             self._reserved -= len(chunk)
+            self._farm.relay.add_transfer("push", len(chunk))
 
     def finish(self) -> None:
         """Verifies and publishes, if all is there. Raises DigestMismatch."""
@@ -153,7 +191,7 @@ class _Push:
         """Lets others write; what did not come counts no more."""
         self._held.close()
         if self._reserved:
-            self._farm.take_quota(self._device, -self._reserved)
+            self._rights.take_quota(-self._reserved)
 
 
 def _read(stream: FileIO, buffer: bytearray) -> int:

@@ -7,11 +7,11 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
-from controller.sessions import Doorkeeper, Peer
+from controller.sessions import Peer
 from edgefarm.errors import GRPC_STATUS, Denied, EdgefarmError, StorageError
 
 _LOG = logging.getLogger(__name__)
@@ -51,14 +51,21 @@ def peer_of(context: Context) -> Peer:
     return Peer(metadata.get("edgefarm-device", ""), metadata.get("edgefarm-secret", ""), metadata.get("edgefarm-session", ""))
 
 
-async def authenticated(context: Context, doorkeeper: Doorkeeper) -> Peer:
-    """Who calls; aborts with UNAUTHENTICATED unless it can prove it."""
-    peer = peer_of(context)
+class Devices(Protocol):
+    """Knows which device calls (`controller.servicers.gate.Gate`)."""
+
+    def device(self, context: Context) -> Peer | None:
+        """None if a user calls. Raises Denied."""
+        ...
+
+
+async def authenticated(context: Context, devices: Devices) -> Peer | None:
+    """The device that calls, None if a user does; aborts with UNAUTHENTICATED if it can't prove it."""
     try:
-        doorkeeper.check(peer)
+        return devices.device(context)
     except Denied as error:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error), trailing_metadata=(("edgefarm-code", error.code),))
-    return peer
+    raise AssertionError("abort returned")
 
 
 async def in_thread(threads: Executor, call: Callable[..., T], *arguments: Any) -> T:

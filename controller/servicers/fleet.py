@@ -12,8 +12,9 @@ import grpc
 
 from controller.farm import Farm
 from controller.servicers.errors import Context, authenticated, in_thread, translated
+from controller.servicers.gate import Gate
 from controller.sessions import Peer, Session
-from edgefarm.errors import ProtocolError, StorageError
+from edgefarm.errors import Denied, ProtocolError, StorageError
 from edgefarm.model import Hello
 from edgefarm.v1 import fleet_pb2_grpc
 from edgefarm.wire import decode_agent, encode_controller
@@ -24,13 +25,15 @@ _LOG = logging.getLogger(__name__)
 class FleetServicer(fleet_pb2_grpc.FleetServicer):
     """Brings what devices say to the farm, and what the farm says to devices."""
 
-    def __init__(self, farm: Farm, threads: Executor) -> None:
-        self._farm, self._threads = farm, threads
+    def __init__(self, farm: Farm, threads: Executor, gate: Gate) -> None:
+        self._farm, self._threads, self._gate = farm, threads, gate
 
     async def Attach(self, _: Any, context: Context) -> None:
         """Hello first; then both sides speak as they like, until one ends or a newer session supersedes this one."""
-        peer = await authenticated(context, self._farm.doorkeeper)
+        peer = await authenticated(context, self._gate)
         async with translated(context, self._storage_failed):
+            if peer is None:
+                raise Denied("only devices attach, and this caller is none")
             first = await context.read()
             hello = None if first is grpc.aio.EOF else decode_agent(first)
             if not isinstance(hello, Hello):
@@ -46,6 +49,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
             session = await self._admit(peer, hello, wake)
             try:
+                await authenticated(context, self._gate)  # again: it may have been shut out before there was a session to end
                 await self._converse(session, news, context)
             finally:
                 # Not awaited: this call may be ending because it was cancelled.
@@ -55,7 +59,11 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         self._threads.submit(self._farm.storage_failed, error)
 
     async def _admit(self, peer: Peer, hello: Hello, wake: Callable[[], None]) -> Session:
-        attaching = asyncio.ensure_future(in_thread(self._threads, self._farm.attach, peer, hello, wake))
+        def attach() -> Session:
+            self._gate.admit(peer, hello)
+            return self._farm.attach(peer, hello, wake)
+
+        attaching = asyncio.ensure_future(in_thread(self._threads, attach))
         try:
             return await asyncio.shield(attaching)
         except asyncio.CancelledError:  # the device hung up meanwhile: nobody will speak for this session

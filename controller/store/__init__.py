@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from controller.store.base import Changes, OrderChange, QueueEntry, Store, StoredDeployment, StoredOrder
+from controller.store.base import Changes, Counts, OrderChange, QueueEntry, Store, StoredDeployment, StoredOrder
+from controller.store.identities import Identities, Member, Token
 from controller.store.sql import SqlStore
 
-__all__ = ["Changes", "OrderChange", "QueueEntry", "SqlStore", "Store", "StoredDeployment", "StoredOrder"]
+__all__ = [
+    "Changes",
+    "Counts",
+    "Identities",
+    "Member",
+    "OrderChange",
+    "QueueEntry",
+    "SqlStore",
+    "Store",
+    "StoredDeployment",
+    "StoredOrder",
+    "Token",
+]

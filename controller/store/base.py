@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgefarm.model import Attempt, Deployment, DeploymentStatus, Device, Order, OrderState, Run
+from controller.store.identities import Identities
+from edgefarm.model import Attempt, Deployment, DeploymentStatus, Device, Hold, HoldKind, Order, OrderState, Run
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class Changes:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """Orders, and the newest deployment of each (device, model), by state; names of runs, oldest first."""
+
+    orders: Mapping[str, int]
+    deployments: Mapping[str, int]
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class StoredDeployment:
     """A deployment as it stands.
 
@@ -76,7 +86,7 @@ class StoredDeployment:
     undoes: str = ""
 
 
-class Store(Protocol):
+class Store(Identities, Protocol):
     """Durable state. Every call is one transaction; all are safe from any thread. All raise StorageError."""
 
     def close(self) -> None:
@@ -93,6 +103,22 @@ class Store(Protocol):
 
     def runs(self, campaign: str = "") -> list[Run]:
         """Runs (of a campaign), oldest first."""
+        ...
+
+    def run(self, name: str) -> Run | None:
+        """One run."""
+        ...
+
+    def save_hold(self, hold: Hold) -> None:
+        """Adds or replaces the hold of one kind on one name."""
+        ...
+
+    def delete_hold(self, kind: HoldKind, name: str) -> None:
+        """Forgets a hold, if there is one."""
+        ...
+
+    def holds(self) -> list[Hold]:
+        """All holds, by kind and name, also those whose time is over."""
         ...
 
     def save_device(self, device: Device, last_seen_unix_ms: int) -> None:
@@ -156,6 +182,10 @@ class Store(Protocol):
 
     def newest_deployments(self, device: str = "", model: str = "") -> list[StoredDeployment]:
         """The newest of every (device, model), by device and model."""
+        ...
+
+    def counts(self) -> Counts:
+        """How much there is of what."""
         ...
 
     def statuses(self, ids: Collection[str]) -> list[DeploymentStatus]:

@@ -8,14 +8,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
-from controller.store import deployment_rows, order_rows
-from controller.store.base import Changes, QueueEntry, StoredDeployment, StoredOrder
+from controller.store import counts, deployment_rows, identity_rows, order_rows
+from controller.store.base import Changes, Counts, QueueEntry, StoredDeployment, StoredOrder
 from controller.store.engine import connect, transaction, upgrade
-from controller.store.tables import devices, runs
+from controller.store.identities import Member, Token
+from controller.store.tables import devices, holds, runs
 from edgefarm.errors import NotFound, StorageError
-from edgefarm.model import Attempt, Deployment, DeploymentStatus, Device, Order, OrderState, Run
+from edgefarm.model import CANCELLED, Attempt, Deployment, DeploymentStatus, Device, Hold, HoldKind, Order, OrderState, Run
 from edgefarm.wire import from_bytes, to_bytes
 
 
@@ -64,12 +65,12 @@ class SqlStore:
             yield connection
 
     def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str], now_unix_ms: int) -> Run:
-        """The campaign's newest run if its spec is the same (it takes on the labels), else a new one."""
+        """The campaign's newest run if its spec is the same (it takes on the labels) and nobody cancelled it, else a new one."""
         with self._write() as connection:
             query = select(runs.c.payload).where(runs.c.campaign == campaign).order_by(runs.c.number.desc()).limit(1)
             payload = connection.execute(query).scalar()
             newest = None if payload is None else from_bytes(Run, payload)
-            if newest is not None and newest.spec_digest == spec_digest:
+            if newest is not None and newest.spec_digest == spec_digest and newest.state != CANCELLED:
                 if newest.labels != dict(labels):
                     newest = replace(newest, labels=dict(labels))
                     connection.execute(update(runs).where(runs.c.name == newest.name).values(payload=to_bytes(newest)))
@@ -97,6 +98,55 @@ class SqlStore:
             return [
                 from_bytes(Run, p) for p in connection.execute(query.where(runs.c.campaign == campaign) if campaign else query).scalars()
             ]
+
+    def run(self, name: str) -> Run | None:
+        """One run."""
+        with self._read() as connection:
+            payload = connection.execute(select(runs.c.payload).where(runs.c.name == name)).scalar()
+            return None if payload is None else from_bytes(Run, payload)
+
+    def save_hold(self, hold: Hold) -> None:
+        """Adds or replaces the hold of one kind on one name."""
+        row = {"kind": hold.kind.value, "name": hold.name, "holder": hold.holder, "expires_unix_ms": hold.expires_unix_ms}
+        with self._write() as connection:
+            connection.execute(delete(holds).where(holds.c.kind == hold.kind.value, holds.c.name == hold.name))
+            connection.execute(insert(holds).values(row))
+
+    def delete_hold(self, kind: HoldKind, name: str) -> None:
+        """Forgets a hold, if there is one."""
+        with self._write() as connection:
+            connection.execute(delete(holds).where(holds.c.kind == kind.value, holds.c.name == name))
+
+    def holds(self) -> list[Hold]:
+        """All holds, by kind and name, also those whose time is over."""
+        with self._read() as connection:
+            rows = connection.execute(select(holds).order_by(holds.c.kind, holds.c.name))
+            return [Hold(HoldKind(r.kind), r.name, r.holder, r.expires_unix_ms) for r in rows]
+
+    def add_token(self, token: Token, now_unix_ms: int) -> None:
+        """Keeps a token; forgets those that are over, and an older one for the same name."""
+        with self._write() as connection:
+            identity_rows.add_token(connection, token, now_unix_ms)
+
+    def token(self, secret_hash: str) -> Token | None:
+        """One token."""
+        with self._read() as connection:
+            return identity_rows.token(connection, secret_hash)
+
+    def drop_tokens(self, kind: str, name: str) -> None:
+        """Forgets the tokens that are good for this name only."""
+        with self._write() as connection:
+            identity_rows.drop_tokens(connection, kind, name)
+
+    def save_member(self, member: Member, uses_token: str = "") -> None:
+        """Adds or replaces a member, and takes a use of a token."""
+        with self._write() as connection:
+            identity_rows.save_member(connection, member, uses_token)
+
+    def members(self) -> list[Member]:
+        """All members, by kind and name."""
+        with self._read() as connection:
+            return identity_rows.all_members(connection)
 
     def save_device(self, device: Device, last_seen_unix_ms: int) -> None:
         """Adds or replaces a device by name."""
@@ -177,6 +227,11 @@ class SqlStore:
         """The newest of every (device, model), by device and model."""
         with self._read() as connection:
             return deployment_rows.newest(connection, device, model)
+
+    def counts(self) -> Counts:
+        """How much there is of what."""
+        with self._read() as connection:
+            return counts.counts(connection)
 
     def statuses(self, ids: Collection[str]) -> list[DeploymentStatus]:
         """Statuses of some deployments."""

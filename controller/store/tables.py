@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0001"  # the newest migration's id
+HEAD = "0003"  # the newest migration's id
 
 metadata = MetaData(
     naming_convention={
@@ -91,6 +91,44 @@ deployments = Table(
     Column("payload", LargeBinary, nullable=True),  # null: made by another controller, known from the device only
     Column("status", LargeBinary, nullable=False),
     UniqueConstraint("device", "model", "generation"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("secret_hash", String, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("role", String, nullable=False),
+    Column("labels", String, nullable=False),  # JSON
+    Column("uses", Integer, nullable=False),
+    Column("expires_unix_ms", BigInteger, nullable=False),
+    Column("replaces", Boolean, nullable=False),
+    Column("created_by", String, nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("kind", String, primary_key=True),  # device or user
+    Column("name", String, primary_key=True),
+    Column("role", String, nullable=False),
+    Column("key", String, nullable=False),  # SHA-256 of the public key
+    Column("token", String, nullable=False),
+    Column("labels", String, nullable=False),  # JSON
+    Column("standing", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("machines", String, nullable=False),  # JSON
+    Column("enrolled_unix_ms", BigInteger, nullable=False),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True),  # of a device or a campaign
+    Column("holder", String, nullable=False),
+    Column("expires_unix_ms", BigInteger, nullable=False),  # 0: never
 )
 
 Index("ix_runs_campaign", runs.c.campaign)

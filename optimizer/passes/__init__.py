@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,29 @@ from edgefarm.model import FailureKind, Io
 if TYPE_CHECKING:
     from optimizer.dataset import Dataset
 
+ALTERNATIVE = "alternative"  # not for recipes: `model.alternatives` names the files
 PASSES: Mapping[str, str] = {
+    ALTERNATIVE: "optimizer.passes.alternative:AlternativePass",
     "graph": "optimizer.passes.graph:Graph",
     "convert_float16": "optimizer.passes.convert_float16:ConvertFloat16",
     "quantize_dynamic": "optimizer.passes.quantize_dynamic:QuantizeDynamic",
     "quantize_static": "optimizer.passes.quantize_static:QuantizeStatic",
+    "quantize_tflite": "optimizer.passes.quantize_tflite:QuantizeTflite",
+    "to_openvino": "optimizer.passes.to_openvino:ToOpenVino",
 }
+
+WRITABLE = tuple(name for name in PASSES if name != ALTERNATIVE)  # what recipes may name
 
 
 class PassParameters(BaseModel):
     """Base of every pass's parameters: unknown names are refused, values are not cast."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the pass cannot work without samples."""
+        return False
 
 
 class PassFailure(Exception):
@@ -45,18 +57,25 @@ class PassFailure(Exception):
 
 @dataclass(frozen=True)
 class Changed:
-    """What a pass says it changed, for people, and how the output's tensors map to the input's (None: not at all)."""
+    """What a pass says it changed, for people.
+
+    Attributes:
+        io: how the output's tensors map to the input's; None: they are the same.
+        plain: only the format was changed: same arithmetic, same precision.
+    """
 
     detail: str
     io: Io | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where a pass may keep temporary files, and the seed of anything random."""
+    """Where a pass may keep temporary files, the seed of anything random, and the samples that its output will be checked with."""
 
     work_dir: Path
     seed: int = 0
+    probe: Dataset | None = None
 
 
 class Pass(Protocol):
@@ -66,22 +85,24 @@ class Pass(Protocol):
         name: its name in the table and in recipes.
         version: raised when equal input gives other output; part of the cache key.
         formats: formats it reads.
+        writes: the format that it writes, empty = the one that it read.
+        extra: installs its libraries.
         tools: distributions whose versions are part of the cache key and of the lineage.
         parameters: model of its parameters, all with defaults.
-        evidence: what proves a change (see `optimizer.checks`): integer, float16 or structure.
+        evidence: what proves a change (see `optimizer.checks`): integer, float16, structure or format.
         must_change: without that evidence the output is UNCHANGED; a pass that need not change is a normaliser, just skipped.
-        needs_calibration: whether it cannot work without samples.
         drift: largest allowed relative L2 distance of outputs to the parent's, over the probe samples.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     formats: ClassVar[tuple[str, ...]]
+    writes: ClassVar[str]
+    extra: ClassVar[str]
     tools: ClassVar[tuple[str, ...]]
     parameters: ClassVar[type[PassParameters]]
     evidence: ClassVar[str]
     must_change: ClassVar[bool]
-    needs_calibration: ClassVar[bool]
     drift: ClassVar[float]
 
     def run(self, source: Path, out_dir: Path, parameters: Any, calibration: Dataset | None, context: Context) -> Changed:
@@ -95,8 +116,8 @@ _loaded: dict[str, Pass] = {}
 def load_pass(name: str) -> Pass:
     """The pass of that name. Raises UserError with the nearest name for an unknown one, and with what to install."""
     if name not in PASSES:
-        near = difflib.get_close_matches(name, PASSES, n=1)
-        raise UserError(f"unknown pass {name!r}; " + (f"is {near[0]!r} meant?" if near else f"there are {', '.join(PASSES)}"))
+        near = difflib.get_close_matches(name, WRITABLE, n=1)
+        raise UserError(f"unknown pass {name!r}; " + (f"is {near[0]!r} meant?" if near else f"there are {', '.join(WRITABLE)}"))
     return load_path(PASSES[name])
 
 
@@ -110,3 +131,16 @@ def load_path(dotted: str) -> Pass:
             raise UserError(f"pass {dotted} needs the module {error.name!r}: pip install 'edgefarm[optimizer]'") from error
         _loaded[dotted] = loaded
     return _loaded[dotted]
+
+
+def missing_tools(used: Pass) -> list[str]:
+    """Distributions that a pass needs and this machine lacks; nothing is imported."""
+    return [name for name in used.tools if not _is_installed(name)]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -23,11 +23,12 @@ class ConvertFloat16:
     name: ClassVar[str] = "convert_float16"
     version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    writes: ClassVar[str] = ""
+    extra: ClassVar[str] = "optimizer"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     parameters: ClassVar[type[PassParameters]] = Float16Parameters
     evidence: ClassVar[str] = "float16"
     must_change: ClassVar[bool] = True
-    needs_calibration: ClassVar[bool] = False
     drift: ClassVar[float] = 0.05
 
     def run(self, source: Path, out_dir: Path, parameters: Float16Parameters, calibration: Dataset | None, context: Context) -> Changed:

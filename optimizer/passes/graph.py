@@ -27,11 +27,12 @@ class Graph:
     name: ClassVar[str] = "graph"
     version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    writes: ClassVar[str] = ""
+    extra: ClassVar[str] = "optimizer"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim")
     parameters: ClassVar[type[PassParameters]] = GraphParameters
     evidence: ClassVar[str] = "structure"
     must_change: ClassVar[bool] = False
-    needs_calibration: ClassVar[bool] = False
     drift: ClassVar[float] = 1e-3
 
     def run(self, source: Path, out_dir: Path, parameters: GraphParameters, calibration: Dataset | None, context: Context) -> Changed:

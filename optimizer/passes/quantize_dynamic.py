@@ -26,11 +26,12 @@ class QuantizeDynamic:
     name: ClassVar[str] = "quantize_dynamic"
     version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    writes: ClassVar[str] = ""
+    extra: ClassVar[str] = "optimizer"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim")
     parameters: ClassVar[type[PassParameters]] = DynamicParameters
     evidence: ClassVar[str] = "integer"
     must_change: ClassVar[bool] = True
-    needs_calibration: ClassVar[bool] = False
     drift: ClassVar[float] = 1.0
 
     def run(self, source: Path, out_dir: Path, parameters: DynamicParameters, calibration: Dataset | None, context: Context) -> Changed:

@@ -42,6 +42,11 @@ class StaticParameters(PassParameters):
     op_types: str = ""
     samples: Annotated[int, Field(ge=1)] = 256
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Ranges come from samples."""
+        return True
+
 
 class QuantizeStatic:
     """ONNX Runtime's static quantisation, QDQ format."""
@@ -49,11 +54,12 @@ class QuantizeStatic:
     name: ClassVar[str] = "quantize_static"
     version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    writes: ClassVar[str] = ""
+    extra: ClassVar[str] = "optimizer"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim", "numpy")
     parameters: ClassVar[type[PassParameters]] = StaticParameters
     evidence: ClassVar[str] = "integer"
     must_change: ClassVar[bool] = True
-    needs_calibration: ClassVar[bool] = True
     drift: ClassVar[float] = 1.0
 
     def run(self, source: Path, out_dir: Path, parameters: StaticParameters, calibration: Dataset | None, context: Context) -> Changed:

@@ -12,6 +12,7 @@
     │   └── StorageError                 … its disk is full, read-only or failing
     ├── BeyondLimit                   7  `compare`: beyond the limit
     ├── Inconclusive                  8  too noisy, or too few samples to say
+    ├── RunCancelled                130  another command cancelled the run
     └── PeerError                     1  between processes:
         ├── DigestMismatch               bytes are not what their digest says
         ├── NotFound                     no such artifact, order, run
@@ -114,6 +115,13 @@ class Inconclusive(EdgefarmError):
     exit_code = 8
 
 
+class RunCancelled(EdgefarmError):
+    """Another command cancelled the run."""
+
+    code = "cancelled"
+    exit_code = INTERRUPTED
+
+
 class PeerError(EdgefarmError):
     """Something went wrong between two of our processes; travels as a gRPC status (see GRPC_STATUS)."""
 
@@ -136,6 +144,7 @@ class Denied(PeerError):
     """Not allowed for this device or user."""
 
     code = "denied"
+    exit_code = 2
 
 
 class QuotaExceeded(PeerError):
@@ -161,6 +170,7 @@ GRPC_STATUS: dict[str, str] = {
     "unreachable": "UNAVAILABLE",
     "busy": "FAILED_PRECONDITION",
     "user": "INVALID_ARGUMENT",
+    "cancelled": "ABORTED",
 }
 
 _BY_CODE: dict[str, type[EdgefarmError]] = {}

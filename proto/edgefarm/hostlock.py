@@ -35,7 +35,12 @@ def hold(*, exclusive: bool, path: Path | None = None, cancelled: Callable[[], b
 
 
 def _open(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        # Only here: in a folder that all may write to, the kernel lets nobody create over another user's file (fs.protected_regular).
+        descriptor = os.open(path, flags | os.O_CREAT, 0o666)
     with contextlib.suppress(OSError):  # another user's file: its mode is already right
         os.fchmod(descriptor, 0o666)
     return descriptor

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import fmean, stdev
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     """Student interval of the mean. One value: an infinite interval."""
     if not values:
         raise ValueError("no values")
-    centre, n = fmean(values), len(values)
+    n = len(values)
+    centre = math.fsum(values) / n
     if n < 2:
         return Interval(centre, -math.inf, math.inf, n)
-    half = student_quantile(confidence, n - 1) * stdev(values) / math.sqrt(n)
+    deviation = math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (n - 1))
+    half = student_quantile(confidence, n - 1) * deviation / math.sqrt(n)
     return Interval(centre, centre - half, centre + half, n)
 
 

@@ -16,16 +16,15 @@ from google.protobuf.message import DecodeError, Message
 
 from edgefarm import model
 from edgefarm.errors import ProtocolError
-from edgefarm.v1 import control_pb2, fleet_pb2, types_pb2
+from edgefarm.v1 import fleet_pb2, types_pb2
 
 T = TypeVar("T")
 
-_MODULES = (types_pb2, fleet_pb2, control_pb2)
 _ONEOF_OF = {"work": model.Work, "outcome": model.Outcome}
 _RENAMED: dict[Any, str] = {model.Progress: "ProgressReply"}
 _AGENT_BODY = {t: n for n, t in (
     ("hello", model.Hello), ("heartbeat", model.Heartbeat), ("probed", model.Probed), ("attempt", model.Attempt),
-    ("order_ended", model.OrderEnded), ("deployment_status", model.DeploymentStatus))}  # fmt: skip
+    ("order_ended", model.OrderEnded), ("deployment_status", model.DeploymentStatus), ("telemetry", model.Telemetry))}  # fmt: skip
 _CONTROLLER_BODY = {t: n for n, t in (
     ("welcome", model.Welcome), ("order", model.Order), ("cancel", model.Cancel), ("ack", model.Ack),
     ("deployment", model.Deployment), ("drain", model.Drain))}  # fmt: skip
@@ -105,7 +104,7 @@ _CONVERTERS: dict[Any, tuple[tuple[_Writer, _Reader], ...]] = {}
 def _message_type(kind: Any) -> type[Message]:
     if kind not in _MESSAGE_TYPES:
         name = _RENAMED.get(kind, kind.__name__)
-        _MESSAGE_TYPES[kind] = next(getattr(module, name) for module in _MODULES if hasattr(module, name))
+        _MESSAGE_TYPES[kind] = getattr(_module_with(name), name)
     return _MESSAGE_TYPES[kind]
 
 
@@ -133,15 +132,21 @@ def _scalars(hint: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Writer and reader of one non-message value."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         prefix = "".join("_" + c if c.isupper() else c.upper() for c in hint.__name__).lstrip("_")
-        numbers = getattr(_enum_module(hint.__name__), hint.__name__)
+        numbers = getattr(_module_with(hint.__name__), hint.__name__)
         by_number = {numbers.Value(f"{prefix}_{m.name}"): m for m in hint}
         to_number = {m: n for n, m in by_number.items()}
         return to_number.__getitem__, lambda number: by_number.get(number, by_number[0])
     return lambda v: v, lambda v: v
 
 
-def _enum_module(name: str) -> Any:
-    return next(m for m in _MODULES if hasattr(m, name))
+def _module_with(name: str) -> Any:
+    """The generated module that defines `name`; that of the driver's service is only loaded where somebody needs it."""
+    found = next((m for m in (types_pb2, fleet_pb2) if hasattr(m, name)), None)
+    if found is None:
+        from edgefarm.v1 import control_pb2
+
+        found = control_pb2
+    return found
 
 
 def _single(name: str, hint: Any) -> tuple[_Writer, _Reader]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.runtimes import RUNTIMES
+from controller.roles import LEAST_ROLE, ROLES
+from edgefarm.v1 import artifacts_pb2, control_pb2
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("agent", "controller", "optimizer", "proto/edgefarm")
@@ -29,9 +31,10 @@ def test_no_room_is_a_drawer() -> None:
     assert not (ROOT / "proto" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("module", ["agent.cli", "agent.link", "agent.worker", "agent.bench"])
+@pytest.mark.parametrize("module", ["agent.cli", "agent.link", "agent.worker", "agent.bench", "agent.supervisor"])
 def test_the_supervisor_imports_neither_numpy_nor_a_runtime(module: str) -> None:
-    forbidden = ["numpy", *(entry.module for entry in RUNTIMES.values()), "onnx", "controller", "optimizer"]
+    libraries = [library.module for entry in RUNTIMES.values() for library in entry.libraries]
+    forbidden = ["numpy", *libraries, "onnx", "controller", "optimizer", "cryptography"]
     program = f"import sys, {module}; print([m for m in {forbidden!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -54,7 +57,16 @@ def test_what_a_device_runs_is_python_3_10() -> None:
     for path in SOURCES:
         if path.relative_to(ROOT).parts[0] in ("agent", "proto"):
             ast.parse(path.read_text(), feature_version=(3, 10))
-            assert not re.search(r"\b(StrEnum|tomllib|ExceptionGroup)\b", path.read_text()), path
+            text = path.read_text().replace("if sys.version_info >= (3, 11):\n    import tomllib\n", "").replace("tomli as tomllib", "")
+            newer = re.findall(r"\b(?:StrEnum|import tomllib|ExceptionGroup)\b", text)
+            assert newer == [], path
+
+
+def test_every_method_that_users_call_has_a_least_role() -> None:
+    services = {**control_pb2.DESCRIPTOR.services_by_name, **artifacts_pb2.DESCRIPTOR.services_by_name}
+    methods = {f"{service}.{method.name}" for service, found in services.items() for method in found.methods}
+    assert methods == set(LEAST_ROLE)
+    assert set(LEAST_ROLE.values()) == set(ROLES)
 
 
 def test_architecture_names_only_files_that_exist() -> None:

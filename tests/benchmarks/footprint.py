@@ -1,4 +1,4 @@
-"""What an idle agent costs: resident memory beside a bare process with the same libraries, CPU, time to attach.
+"""What an idle agent that reports telemetry costs: resident memory beside a bare process with the same libraries, CPU, time to attach.
 
 Progress on stderr; the last line on stdout is one JSON object.
 """
@@ -18,11 +18,11 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from edgefarm.model import Hello, Probed
+from edgefarm.model import Hello, Probed, Telemetry
 from tests.fakes.controller import FakeController
 from tests.integration.agent_process import AgentProcess
 
-RUNS, IDLE_S, HEARTBEAT_NS = 5, 20.0, 5 * 10**9
+RUNS, IDLE_S, HEARTBEAT_NS, TELEMETRY_NS = 5, 20.0, 5 * 10**9, 15 * 10**9
 # The same libraries (protobuf with the runtime that any generated message loads), an open channel, and nothing of ours.
 BARE = """
 import sys
@@ -57,11 +57,12 @@ def bare(address: str) -> float:
 
 def agent(folder: Path, idle_s: float) -> tuple[float, float, float]:
     """(resident MiB, CPU percent of one core while idle, seconds from its start until it was attached)."""
-    with FakeController(folder, heartbeat_ns=HEARTBEAT_NS) as farm:
+    with FakeController(folder, heartbeat_ns=HEARTBEAT_NS, telemetry_ns=TELEMETRY_NS) as farm:
         started = time.perf_counter()
         with AgentProcess(farm.address, folder / "dev") as process:
             farm.wait(Hello)
             attach_s = time.perf_counter() - started
+            farm.wait(Telemetry)
             if not farm.of(Hello)[0].probed:
                 farm.wait(Probed)
             time.sleep(1.0)

@@ -1,21 +1,33 @@
-"""What every `Control` must do, and what devices must see of it. The farm is the one implementation so far."""
+"""What every `Control` must do, in one process and over gRPC, and what devices must see of it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from controller.artifacts import ArtifactStore
+from controller.client import Client
 from controller.control import Control
 from controller.farm import Farm
-from controller.sessions import Peer, Session
+from controller.sessions import Peer
 from controller.store import SqlStore
 from edgefarm.digest import digest_bytes
-from edgefarm.errors import Busy, Denied, EdgefarmError, NotFound, ProtocolError, QuotaExceeded, StorageError, Unreachable, UserError
+from edgefarm.errors import (
+    Busy,
+    Denied,
+    EdgefarmError,
+    NotFound,
+    ProtocolError,
+    QuotaExceeded,
+    RunCancelled,
+    StorageError,
+    Unreachable,
+    UserError,
+)
 from edgefarm.model import (
     Ack,
     Attempt,
@@ -24,18 +36,18 @@ from edgefarm.model import (
     Deployment,
     DeploymentState,
     DeploymentStatus,
-    Device,
     Failure,
     FailureKind,
     Heartbeat,
-    Hello,
+    HoldKind,
     LatencyWork,
     Order,
     OrderEnded,
     OrderState,
     Probed,
-    Welcome,
 )
+from tests.fakes.connections import served
+from tests.fakes.devices import FakeClock, FakeDevice
 from tests.fakes.orders import (
     INPUTS,
     MODEL_BYTES,
@@ -48,46 +60,6 @@ from tests.fakes.orders import (
     an_attempt,
     an_order,
 )
-
-
-@dataclass
-class FakeClock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class FakeDevice:
-    """A device that speaks to the farm directly."""
-
-    def __init__(self, farm: Farm, device: Device | None = None) -> None:
-        self.farm, self.device = farm, device or a_device()
-        self.secret = farm.doorkeeper.invite(self.device.name)
-        self.token = ""
-        self.session: Session | None = None
-
-    def attach(self, hello: Hello | None = None) -> list[object]:
-        peer = Peer(self.device.name, session=self.token) if self.token else Peer(self.device.name, self.secret)
-        self.session = self.farm.attach(peer, hello or a_hello(self.device), lambda: None)
-        welcome, *rest = self.session.take()
-        assert isinstance(welcome, Welcome)
-        self.token = welcome.session
-        return list(rest)
-
-    def restart(self, instance: str, hello: Hello | None = None) -> list[object]:
-        self.token, self.secret = "", self.farm.doorkeeper.invite(self.device.name)
-        return self.attach(hello or a_hello(self.device, instance))
-
-    def say(self, *bodies: object) -> list[object]:
-        assert self.session is not None
-        for body in bodies:
-            self.farm.receive(self.session, body)  # type: ignore[arg-type]
-        return list(self.session.take())
-
-    def hang_up(self) -> None:
-        assert self.session is not None
-        self.farm.detach(self.session)
 
 
 @pytest.fixture
@@ -113,9 +85,13 @@ def _farm(store: SqlStore, folder: Path, clock: FakeClock) -> Farm:
     return made
 
 
-@pytest.fixture
-def control(farm: Farm) -> Control:
-    return farm
+@pytest.fixture(params=["in-process", "over-grpc"])
+def control(request: pytest.FixtureRequest, farm: Farm, tmp_path: Path) -> Iterator[Control]:
+    if request.param == "in-process":
+        yield farm
+        return
+    with served(farm) as connection:
+        yield Client(connection, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -218,6 +194,18 @@ def test_an_agent_that_drains_gets_nothing_more(control: Control, device: FakeDe
     assert states(control) == {"o1": OrderState.QUEUED, "o2": OrderState.QUEUED}
     assert [s.state for s in control.devices()] == ["draining"]
     assert ids(device.restart("i2")) == ["o1", "o2"]
+
+
+def test_a_device_that_its_user_paused_gets_nothing_until_resumed(control: Control, device: FakeDevice) -> None:
+    device.attach()
+    device.say(Heartbeat(paused=True))
+    control.submit([an_order("o1")])
+    assert device.session is not None
+    assert device.session.take() == []
+    (status,) = control.devices()
+    assert status.state == "paused"
+    assert "edge-agent pause --resume" in status.reason
+    assert ids(device.say(Heartbeat())) == ["o1"]
 
 
 def test_devices_of_one_host_take_turns(control: Control, farm: Farm) -> None:
@@ -783,3 +771,185 @@ def test_errors_are_of_our_tree(control: Control) -> None:
     for call in calls:
         with pytest.raises(EdgefarmError, match="no run 'x@9'"):
             call()
+
+
+# Holds: leases, drains, drivers; runs that end early
+
+
+@pytest.fixture
+def two_runs(farm: Farm) -> dict[str, str]:
+    """Orders of another owner's run, besides `c@1`."""
+    return {"me": "c@1", "bob": farm.open_run("bobs", "spec", "{}", "bob", {}).name}
+
+
+def test_a_leased_device_is_its_holder_s(control: Control, farm: Farm, device: FakeDevice, two_runs: dict[str, str]) -> None:
+    device.attach()
+    farm.lease(["bench-1"], "bob", 60.0)
+    control.submit([an_order("mine"), an_order("bobs", run=two_runs["bob"])])
+    assert device.session is not None
+    assert ids(device.session.take()) == ["bobs"]
+    (status,) = control.devices()
+    assert "leased to bob until 1970-01-01 00:01 UTC; runs: bobs@1 of bob; 1 order waits for it" in status.reason
+    with pytest.raises(Busy, match="device 'bench-1' is leased to bob"):
+        control.lease(["bench-1"], "me", 60.0)
+    farm.release(["bench-1"], "bob")
+    assert ids(device.session.take()) == ["mine"]
+
+
+def test_a_crashed_holder_s_device_is_free_when_its_time_is_over(
+    store: SqlStore, tmp_path: Path, clock: FakeClock, two_runs: dict[str, str]
+) -> None:
+    wall = FakeClock(1000)
+    farm = Farm(store, ArtifactStore(tmp_path / "artifacts"), clock=clock, wall=lambda: int(wall.now))
+    device = FakeDevice(farm)
+    device.attach()
+    farm.lease(["bench-1"], "bob", 60.0)
+    farm.submit([an_order("o1")])
+    farm.tick()
+    assert device.session is not None
+    assert ids(device.session.take()) == []
+    wall.now += 59_999
+    farm.tick()
+    assert [h.holder for h in farm.holds()] == ["bob"]
+    assert ids(device.session.take()) == []
+    wall.now += 1
+    farm.tick()
+    assert farm.holds() == store.holds() == []
+    assert ids(device.session.take()) == ["o1"]
+
+
+def test_a_lease_outlives_the_controller(store: SqlStore, tmp_path: Path, clock: FakeClock, two_runs: dict[str, str]) -> None:
+    FakeDevice(first := _farm(store, tmp_path, clock)).attach()
+    first.lease(["bench-1"], "bob", 60.0)
+    farm = _farm(store, tmp_path, clock)
+    device = FakeDevice(farm)
+    device.attach()
+    farm.submit([an_order("mine"), an_order("bobs", run=two_runs["bob"])])
+    assert device.session is not None
+    assert ids(device.session.take()) == ["bobs"]
+
+
+def test_leasing_takes_back_what_was_not_begun(control: Control, farm: Farm, device: FakeDevice, two_runs: dict[str, str]) -> None:
+    device.attach()
+    control.submit([an_order("o1", launches=(0,)), an_order("o2", launches=(0,))])
+    device.say(Heartbeat("o1"))
+    farm.lease(["bench-1"], "bob", 60.0)
+    assert device.session is not None
+    assert device.session.take() == [Cancel("o2")]
+    assert states(control) == {"o1": OrderState.SENT, "o2": OrderState.QUEUED}
+    device.say(OrderEnded("o2", cancelled=True))
+    assert device.say(an_attempt("o1", 0), OrderEnded("o1")) == [Ack("o1", 0)]
+    farm.release(["bench-1"], None)
+    assert ids(device.session.take()) == ["o2"]
+
+
+def test_what_was_taken_back_while_a_device_was_away_is_cancelled_there(
+    control: Control, farm: Farm, device: FakeDevice, clock: FakeClock, two_runs: dict[str, str]
+) -> None:
+    device.attach()
+    control.submit([an_order("o1")])
+    device.hang_up()
+    clock.now += 31
+    farm.tick()
+    farm.lease(["bench-1"], "bob", 60.0)
+    assert device.attach(a_hello(open_orders=("o1",))) == [Cancel("o1")]
+    assert states(control) == {"o1": OrderState.QUEUED}
+
+
+def test_a_drained_device_ends_what_runs_and_takes_nothing(control: Control, device: FakeDevice) -> None:
+    device.attach()
+    control.submit([an_order("o1", launches=(0,)), an_order("o2", launches=(0,))])
+    device.say(Heartbeat("o1"))
+    (hold,) = control.drain(["bench-1"], "me")
+    assert (hold.kind, hold.name, hold.expires_unix_ms) == (HoldKind.DRAIN, "bench-1", 0)
+    assert device.session is not None
+    assert device.session.take() == [Cancel("o2")]
+    device.say(OrderEnded("o2", cancelled=True), an_attempt("o1", 0), OrderEnded("o1"))
+    assert states(control) == {"o1": OrderState.DONE, "o2": OrderState.QUEUED}
+    (status,) = control.devices()
+    assert (status.state, status.reason) == ("draining", f"drained by {hold.holder} until it is released; 1 order waits for it")
+    assert control.release(["bench-1"], None) == ["bench-1"]
+    assert ids(device.session.take()) == ["o2"]
+    assert control.release(["bench-1"], None) == []
+
+
+def test_holding_is_all_or_none(control: Control, farm: Farm, device: FakeDevice) -> None:
+    device.attach()
+    FakeDevice(farm, a_device("bench-2", "host-2")).attach()
+    for call in (
+        lambda: control.lease(["bench-1", "x"], "me", 60.0),
+        lambda: control.drain(["x"], "me"),
+        lambda: control.release(["x"], None),
+    ):
+        with pytest.raises(NotFound, match="no device 'x' is registered"):
+            call()
+    with pytest.raises(UserError, match="lasts longer than 0 s"):
+        control.lease(["bench-1"], "me", 0.0)
+    farm.lease(["bench-2"], "bob", 60.0)
+    with pytest.raises(Busy):
+        control.lease(["bench-1", "bench-2"], "me", 60.0)
+    assert [h.name for h in control.holds()] == ["bench-2"]
+    with pytest.raises(Denied, match=r"leased to bob until .*; only its holder or an admin"):
+        farm.release(["bench-1", "bench-2"], "eve")
+
+
+def test_a_campaign_has_one_driver_at_a_time(store: SqlStore, tmp_path: Path, clock: FakeClock) -> None:
+    wall = FakeClock(1000)
+    farm = Farm(store, ArtifactStore(tmp_path / "artifacts"), clock=clock, wall=lambda: int(wall.now))
+    farm.drive("c", "one")
+    wall.now += 20_000
+    farm.drive("c", "one")
+    wall.now += 20_000
+    with pytest.raises(Busy, match=r"campaign 'c' is driven by another command already \(one\)"):
+        farm.drive("c", "two")
+    farm.leave("c", "two")
+    farm.drive("other", "two")
+    wall.now += 10_000
+    farm.drive("c", "two")  # the first one gave no sign of life for 30 s
+    with pytest.raises(Busy, match="two"):
+        farm.drive("c", "one")
+
+
+def test_a_driver_s_hold_over_control(control: Control) -> None:
+    control.drive("c", "one")
+    control.drive("c", "one")
+    with pytest.raises(Busy):
+        control.drive("c", "two")
+    control.leave("c", "one")
+    control.drive("c", "two")
+    assert [(h.kind, h.name) for h in control.holds()] == [(HoldKind.DRIVER, "c")]
+
+
+def test_a_cancelled_run_ends_for_good(control: Control, farm: Farm, device: FakeDevice, tmp_path: Path, clock: FakeClock) -> None:
+    device.attach()
+    control.submit([an_order("o1"), an_order("o2"), an_order("o3")])
+    assert device.session is not None
+    device.session.take()
+    ended = control.cancel_run("c@1")
+    assert (ended.state, ended.exit_code, ended.finished_unix_ms) == ("cancelled", 130, 1000)
+    assert device.session.take() == [Cancel("o1"), Cancel("o2")]
+    calls = (
+        lambda: control.progress("c@1"),
+        lambda: control.submit([an_order("o4")]),
+        lambda: control.update_run(replace(ended, state="measuring")),
+    )
+    for call in calls:
+        with pytest.raises(RunCancelled, match=r"run 'c@1' was cancelled by another command"):
+            call()
+    with pytest.raises(UserError, match="has ended already: it is cancelled"):
+        control.cancel_run("c@1")
+    with pytest.raises(NotFound):
+        control.cancel_run("x@1")
+    assert control.runs("c") == [ended]
+    assert control.open_run("c", "spec", "{}", "me", {}).name == "c@2"
+
+
+def test_neighbours_say_what_they_wait_for(control: Control, farm: Farm) -> None:
+    one, two = FakeDevice(farm, a_device("a", "h")), FakeDevice(farm, a_device("b", "h"))
+    one.attach()
+    two.attach()
+    control.submit([an_order("a1", device="a"), an_order("b1", device="b")])
+    assert [s.reason for s in control.devices()] == [
+        "runs: c@1 of me",
+        "1 order waits for it; its host measures on 'a': c@1 of me",
+    ]

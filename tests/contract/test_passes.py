@@ -20,9 +20,10 @@ from edgefarm.digest import digest_file
 from edgefarm.model import FailureKind
 from optimizer import checks, onnx_files
 from optimizer.dataset import Dataset
-from optimizer.passes import PASSES, Changed, Context, PassFailure, load_pass
-from optimizer.source import inspect_model
+from optimizer.passes import ALTERNATIVE, PASSES, Changed, Context, PassFailure, load_pass
+from optimizer.source import FORMATS, inspect_model
 from tests import models_optimizer as zoo
+from tests.contract import test_passes_formats
 
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "conv": (zoo.conv_net, "conv"),
@@ -96,17 +97,18 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, name: str, parameters: di
 def test_every_pass_is_tested_and_states_what_it_is(name: str) -> None:
     used = load_pass(name)
     assert used.name == name
-    assert name in {case for case, _ in CASES}
+    assert name in {case for case, _ in (*CASES, *test_passes_formats.CASES)} | {ALTERNATIVE}
     assert used.evidence in checks.EVIDENCE
     assert used.version >= 1
     assert used.drift > 0
     assert used.formats
-    used.parameters()  # all parameters have defaults
+    assert used.writes in ("", *(f.name for f in FORMATS.values()))
+    assert name == ALTERNATIVE or used.parameters()  # all parameters have defaults
 
 
 @pytest.mark.parametrize("name", PASSES)
 def test_importing_a_pass_is_cheap(name: str) -> None:
-    heavy = "('onnx', 'onnxruntime', 'onnxslim', 'torch', 'sympy')"
+    heavy = "('onnx', 'onnxruntime', 'onnxslim', 'torch', 'sympy', 'openvino', 'ai_edge_litert', 'ai_edge_quantizer', 'flatbuffers')"
     code = f"import sys; from optimizer.passes import load_pass; load_pass({name!r}); print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

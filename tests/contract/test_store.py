@@ -17,7 +17,7 @@ from controller.store import SqlStore, Store
 from controller.store import engine as engine_module
 from controller.store.tables import HEAD, metadata
 from edgefarm.errors import NotFound, StorageError, UserError
-from edgefarm.model import DeploymentState, DeploymentStatus, FailureKind, OrderState
+from edgefarm.model import CANCELLED, DeploymentState, DeploymentStatus, FailureKind, Hold, HoldKind, OrderState
 from tests.fakes.orders import (
     a_candidate,
     a_deployment,
@@ -74,6 +74,26 @@ def test_a_run_is_updated_but_keeps_its_identity(store: Store) -> None:
     assert store.runs() == [replace(run, state="done", exit_code=0, report="{}", finished_unix_ms=9)]
     with pytest.raises(NotFound, match="no run 'x@1'"):
         store.update_run(replace(run, name="x@1"))
+
+
+def test_one_run_is_found_by_its_name(with_run: Store) -> None:
+    assert with_run.run("c@1") == with_run.runs()[0]
+    assert with_run.run("c@2") is None
+
+
+def test_a_cancelled_run_is_not_opened_again(with_run: Store) -> None:
+    with_run.update_run(replace(with_run.runs()[0], state=CANCELLED))
+    assert with_run.open_run("c", "spec-1", "{}", "me", {}, 2).name == "c@2"
+
+
+def test_there_is_one_hold_of_a_kind_on_a_name(store: Store) -> None:
+    lease, drain = Hold(HoldKind.LEASE, "a", "me", 5), Hold(HoldKind.DRAIN, "a", "you")
+    for hold in (Hold(HoldKind.LEASE, "a", "you", 1), lease, drain):
+        store.save_hold(hold)
+    assert store.holds() == [drain, lease]
+    store.delete_hold(HoldKind.LEASE, "a")
+    store.delete_hold(HoldKind.LEASE, "unknown")
+    assert store.holds() == [drain]
 
 
 def test_devices_are_replaced_by_name(store: Store) -> None:
@@ -213,6 +233,23 @@ def test_a_deployment_made_elsewhere_is_adopted(store: Store) -> None:
     (stored,) = store.newest_deployments("bench-1", "m")
     assert stored.deployment == a_deployment(generation=8, id="d8")
     assert stored.candidate_key == a_candidate().key
+
+
+def test_it_counts_what_there_is(with_run: Store) -> None:
+    with_run.open_run("d", "spec", "{}", "me", {}, 1)
+    with_run.add_orders([an_order("o1"), an_order("o2"), an_order("o3")])
+    with_run.mark("o2", OrderState.SENT, "bench-1", from_states=(OrderState.QUEUED,))
+    for name in ("bench-1", "bench-2"):
+        with_run.save_device(a_device(name), 1)
+    with_run.add_deployment(a_deployment(generation=1, id="one"), _ordered("one", 1))
+    with_run.save_status(_ordered("one", 1, DeploymentState.COMMITTED))
+    with_run.add_deployment(a_deployment(generation=2, id="two"), _ordered("two", 2))
+    other = a_deployment("bench-2", generation=1, id="three")
+    with_run.add_deployment(other, replace(_ordered("three", 1), device="bench-2"))
+    counts = with_run.counts()
+    assert counts.orders == {"queued": 2, "sent": 1}
+    assert counts.deployments == {"ordered": 2}  # of each device and model, the newest
+    assert counts.runs == ("c@1", "d@1")
 
 
 def test_threads_write_at_the_same_time(with_run: Store) -> None:

@@ -26,11 +26,12 @@ class FakeBadPass:
     name: ClassVar[str] = NAME
     version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    writes: ClassVar[str] = ""
+    extra: ClassVar[str] = "optimizer"
     tools: ClassVar[tuple[str, ...]] = ("onnx",)
     parameters: ClassVar[type[PassParameters]] = FakeBadParameters
     evidence: ClassVar[str] = "structure"
     must_change: ClassVar[bool] = True
-    needs_calibration: ClassVar[bool] = False
     drift: ClassVar[float] = 0.1
 
     def run(self, source: Path, out_dir: Path, parameters: FakeBadParameters, calibration: Any, context: Any) -> Changed:

@@ -162,7 +162,7 @@ CASES: dict[str, Case] = {
     # The model.
     "no model": Case(without(MODEL), ("model.path", "no such file", MODEL), FLEET),
     "a misspelt model": Case(edit(model={"path": "modle.onnx"}), ("model.path", "did you mean 'model.onnx'?"), FLEET),
-    "a format of later": Case(edit(model={"path": "model.tflite"}), ("model.path", "not available in this version"), "not-available"),
+    "a format of later": Case(edit(model={"path": "model.keras"}), ("model.path", "not available in this version"), "not-available"),
     "a truncated model": Case(cut(MODEL, 0.5), (MODEL, "not a whole ONNX model", "export or copy it again")),
     "a model that just begins": Case(cut(MODEL, 0.02), (MODEL, "ONNX model", "again")),
     "an empty model": Case(text(MODEL, ""), (MODEL, "ONNX model", "again")),
@@ -258,7 +258,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "more than all": (("--allow-unreachable", "101%"), ("--allow-unreachable 101%", "10%")),
     "events into a folder": (("--events", "."), ("--events .", "directory")),
     "a report where a file is": (("--report", MODEL), (f"--report {MODEL}", "folder")),
-    "a controller of later": (("--controller", "farm:7443"), ("--controller", "not available in this version")),
+    "a controller for local devices": (("--controller", "farm:7443"), ("together with the controller farm:7443", "leave out one")),
 }
 
 
@@ -266,7 +266,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def test_bad_options_are_refused_before_anything_runs(folder: Path, name: str) -> None:
     options, says = OPTIONS[name]
     done = controller("deploy", "--fleet", FILE, "--json", *options, cwd=folder)
-    assert_refused(done, "not-available" if "--controller" in options else "user", says)
+    assert_refused(done, "fleet-file" if "--controller" in options else "user", says)
     assert not (folder / ".edgefarm").exists(), "something was begun"
 
 

@@ -61,7 +61,7 @@ def test_verbs_of_later_are_listed_and_refuse_by_name(tmp_path: Path) -> None:
     for name in LATER:
         assert "Not available in this version" in lines[name]
     assert "Not available" not in lines["deploy"]
-    for words in (("export", "zoo@1", "--out", "x"), ("user", "add", "ann"), ("lease", "board=pi", "--for", "2h")):
+    for words in (("export", "zoo@1", "--out", "x"), ("pause", "zoo"), ("toolchain", "list")):
         done = controller(*words, "--json", cwd=tmp_path)
         assert (done.code, done.document["error"]["code"], done.document["exit_code"]) == (2, "not-available", 2)
         assert f"controller {words[0]}: not available in this version" in done.document["error"]["message"]
@@ -69,11 +69,28 @@ def test_verbs_of_later_are_listed_and_refuse_by_name(tmp_path: Path) -> None:
         assert (plain.code, plain.stdout) == (2, "")
 
 
-@pytest.mark.parametrize("verb", ["deploy", "devices", "runs", "rollback", "doctor"])
-def test_every_verb_refuses_a_controller_elsewhere(tmp_path: Path, verb: str) -> None:
-    for words, changes in (((verb, "--controller", "farm:7443"), {}), ((verb,), {"EDGEFARM_CONTROLLER": "farm:7443"})):
+@pytest.mark.parametrize("verb", ["devices", "runs"])
+def test_a_controller_elsewhere_asks_who_one_is(tmp_path: Path, verb: str) -> None:
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    for words, changes in (((verb, "--controller", "farm:7443"), home), ((verb,), {**home, "EDGEFARM_CONTROLLER": "farm:7443"})):
         done = controller(*words, "--json", cwd=tmp_path, changes=changes)
-        assert (done.code, done.document["error"]["code"]) == (2, "not-available")
+        assert (done.code, done.document["error"]["code"]) == (2, "user")
+        assert "controller farm:7443: log in first" in done.document["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "words", [("lease", "a", "--for", "1h"), ("drain", "a"), ("release", "a"), ("cancel", "zoo@1"), ("token", "create")]
+)
+def test_what_only_a_running_controller_does_asks_which_one(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = controller(*words, "--json", cwd=tmp_path)
+    assert (done.code, done.document["error"]["code"]) == (2, "user")
+    assert "which controller? Give --controller HOST:PORT" in done.document["error"]["message"]
+
+
+def test_a_length_of_time_has_a_unit(tmp_path: Path) -> None:
+    done = controller("lease", "a", "--for", "2", "--json", "--controller", "farm:7443", cwd=tmp_path)
+    assert done.code == 2
+    assert "--for 2: not a length of time such as 90s, 30m, 2h or 1d" in done.document["error"]["message"]
 
 
 def test_what_nobody_drives_is_off_and_waits(fleet: Path, optimized: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import grpc
 
 from edgefarm import wire
+from edgefarm.channels import open_channel
+from edgefarm.credentials import Identity
 from edgefarm.model import AgentBody, ControllerBody, Hello, Welcome
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc, fleet_pb2_grpc
 
@@ -20,7 +22,9 @@ _END = object()
 class FakeAgent:
     """One device. Use it as a context manager; `attach` as often as needed."""
 
-    def __init__(self, address: str, device: str = "bench-1", secret: str = "", session: str = "") -> None:
+    def __init__(
+        self, address: str, device: str = "bench-1", secret: str = "", session: str = "", identity: Identity | None = None
+    ) -> None:
         self.device, self.secret, self.session = device, secret, session
         self.told: list[ControllerBody] = []
         self.ended: grpc.RpcError | None = None
@@ -28,7 +32,7 @@ class FakeAgent:
         self._changed = threading.Condition()
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
-        self._channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        self._channel = open_channel(address, identity, [("grpc.use_local_subchannel_pool", 1)])
         self._artifacts = artifacts_pb2_grpc.ArtifactsStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> FakeAgent:

@@ -24,10 +24,10 @@ CHUNK = 64 * 1024
 class FakeController:
     """Serves one device. `acknowledge` False: attempts stay in the agent's journal. Use it as a context manager."""
 
-    def __init__(self, folder: Path, *, secret: str = SECRET, heartbeat_ns: int = 50_000_000) -> None:
+    def __init__(self, folder: Path, *, secret: str = SECRET, heartbeat_ns: int = 50_000_000, telemetry_ns: int = 0) -> None:
         self.path = folder / "controller.sock"
         self.address = f"unix:{self.path}"
-        self.secret, self.heartbeat_ns = secret, heartbeat_ns
+        self.secret, self.heartbeat_ns, self.telemetry_ns = secret, heartbeat_ns, telemetry_ns
         self.acknowledge = True
         self.received: list[AgentBody] = []
         self.blobs: dict[str, bytes] = {}
@@ -125,7 +125,8 @@ class _Fleet(fleet_pb2_grpc.FleetServicer):
         hello = wire.decode_agent(next(requests))
         assert isinstance(hello, Hello)
         stream = farm.open_stream()
-        yield wire.encode_controller(Welcome(PROTOCOL, (), len(farm.credentials), farm.heartbeat_ns, SESSION))
+        welcome = Welcome(PROTOCOL, (), len(farm.credentials), farm.heartbeat_ns, SESSION, telemetry_ns=farm.telemetry_ns)
+        yield wire.encode_controller(welcome)
         for body in farm.on_attach(hello):
             yield wire.encode_controller(body)
         farm.note(hello)

@@ -170,7 +170,7 @@ def test_a_fetch_is_verified_and_kept(farm: FakeController, device: Attached) ->
     assert path.read_bytes() == BIG
     assert device.transfers.fetch(digest, len(BIG), 30, never) == path
     assert farm.fetches == [(digest, 0)]
-    assert device.counters.snapshot()[1] == {"fetch": len(BIG)}
+    assert device.counters.snapshot()[1] == {"fetch": len(BIG), "push": 0}
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", bytes(64 * 1024), bytes(64 * 1024 + 1), BIG * 4 + b"x"], ids=len)
@@ -189,7 +189,7 @@ def test_a_fetch_goes_on_where_it_broke(farm: FakeController, device: Attached) 
     offsets = [offset for _, offset in farm.fetches]
     assert len(offsets) == 3
     assert offsets == sorted(set(offsets))
-    assert device.counters.snapshot()[1] == {"fetch": len(BIG)}  # no byte moved twice
+    assert device.counters.snapshot()[1] == {"fetch": len(BIG), "push": 0}  # no byte moved twice
 
 
 def test_wrong_bytes_are_fetched_again_once(farm: FakeController, device: Attached) -> None:

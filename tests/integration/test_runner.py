@@ -103,6 +103,69 @@ def test_no_answer_in_time_names_the_phase_and_kills_the_whole_group(tmp_path: P
     assert _gone(runner.pid)
 
 
+def test_a_grandchild_that_left_the_group_and_holds_the_socket_is_found(tmp_path: Path) -> None:
+    marker = tmp_path / "grandchild"
+    daemon = f"if (pid := os.fork()) == 0:\n    os.setsid()\n    {HANG}\nopen({str(marker)!r}, 'w').write(str(pid))\nos._exit(0)"
+    with _fake(tmp_path, daemon) as runner:
+        failure = _failure(runner, 600 * S).failure
+        assert not runner.alive
+    assert failure.kind is FailureKind.CRASH
+    assert "exited with status 0" in failure.detail
+    assert _gone(int(marker.read_text()))
+
+
+def test_a_grandchild_in_a_group_of_its_own_is_found_by_its_session(tmp_path: Path) -> None:
+    marker = tmp_path / "grandchild"
+    program = "import os, time; os.setpgid(0, 0); print(flush=True); time.sleep(600)"
+    deed = f"p = subprocess.Popen([sys.executable, '-c', {program!r}], env={{}}, stdout=subprocess.PIPE); p.stdout.readline()\n"
+    with _fake(tmp_path, deed + f"open({str(marker)!r}, 'w').write(str(p.pid)); sys.exit(3)") as runner:
+        assert "exited with status 3" in _failure(runner).failure.detail
+    assert _gone(int(marker.read_text()))
+
+
+def test_who_floods_its_output_for_ever_is_still_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiting, "WRITTEN_BYTES", 2**50)
+    with _fake(tmp_path, "while True: os.write(2, b'x' * 65536)") as runner:
+        assert _failure(runner, S).failure.detail == "run: no answer within 1 s"
+
+
+def test_who_does_not_read_is_still_timed(tmp_path: Path) -> None:
+    deed = f"channel.sendall(encode({{'ok': {{}}}})); {HANG}"
+    with _fake(tmp_path, deed) as runner:
+        runner.call({}, 20 * S, Stage.LOAD)
+        runner.call({}, 20 * S, Stage.RUN)
+        with pytest.raises(RunnerFailed) as caught:
+            runner.call({"large": "x" * 900_000}, S, Stage.RUN)
+    assert caught.value.failure.kind is FailureKind.TIMEOUT
+
+
+def test_who_closes_the_socket_and_goes_on_is_ended(tmp_path: Path) -> None:
+    with _fake(tmp_path, f"channel.close(); print('hm', flush=True); {HANG}") as runner:
+        failure = _failure(runner).failure
+    assert failure.kind is FailureKind.CRASH
+    assert "closed its connection and went on; it said:\nhm" in failure.detail
+
+
+def test_an_answer_before_the_end_counts(tmp_path: Path) -> None:
+    with _fake(tmp_path, "channel.sendall(encode({'ok': {'done': True}})); os._exit(0)") as runner:
+        runner.call({}, 20 * S, Stage.LOAD)
+        assert runner.call({}, 20 * S, Stage.RUN).body == {"done": True}
+        with pytest.raises(RunnerFailed, match="exited with status 0"):
+            runner.call({}, 20 * S, Stage.RUN)
+
+
+def test_threads_and_written_bytes_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deed = "import threading; threading.stack_size(1 << 16)\nfor _ in range(20): threading.Thread(target=time.sleep, args=(600,)).start()\n"
+    monkeypatch.setattr(limiting, "MORE_TASKS", 10)
+    with _fake(tmp_path, deed + HANG) as runner:
+        failure = _failure(runner).failure
+    assert (failure.kind, "started 21 threads, the limit is 10" in failure.detail) == (FailureKind.OOM, True)
+    monkeypatch.setattr(limiting, "WRITTEN_BYTES", 10 * MIB)
+    with _fake(tmp_path, f"open('file', 'wb').write(bytes(20 << 20)); {HANG}") as runner:
+        failure = _failure(runner).failure
+    assert (failure.kind, "MiB to files and output, the limit is 10 MiB" in failure.detail) == (FailureKind.OOM, True)
+
+
 def test_resident_memory_above_the_limit_ends_it(tmp_path: Path) -> None:
     with _fake(tmp_path, f"x = bytearray(300 << 20); {HANG}", Limits(memory_bytes=100 * MIB)) as runner:
         failure = _failure(runner).failure
@@ -243,8 +306,11 @@ def test_the_limits_are_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_limits_are_told_in_words() -> None:
     found = limiting.limits_in_force()
-    assert set(found) == {"memory", "time", "processes", "file_size", "core_dumps", "lifetime"}
-    assert ("not enforced" in found["processes"]) == (os.geteuid() == 0)
+    assert set(found) == {
+        "memory", "time", "threads", "file_size", "written", "core_dumps", "lifetime",
+        "processes", "network", "file_writes", "privileges",
+    }  # fmt: skip
+    assert ("runs as root" in found["threads"]) == (os.geteuid() == 0)
 
 
 def test_memory_limits_never_exceed_what_is_there() -> None:

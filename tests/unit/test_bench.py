@@ -81,7 +81,7 @@ class FakeRunner:
 
     def load(self, key: str, **_: Any) -> Reply:
         self.loaded.append(key)
-        return Reply({"load_ns": 5, "inputs": [], "outputs": []})
+        return Reply({"load_ns": 5, "chosen": {}, "inputs": [], "outputs": []})
 
     def first(self, key: str, inputs: str) -> Reply:
         return Reply({"first_inference_ns": 7, "not_finite": self._parent.not_finite.get(key, 0)})

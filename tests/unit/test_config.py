@@ -28,7 +28,8 @@ select:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "model.onnx").write_bytes(b"")
+    for name in ("model.onnx", "other.onnx", "model.tflite"):
+        (tmp_path / name).write_bytes(b"")
     np.savez(tmp_path / "evaluation.npz", x=np.zeros(1))
     return tmp_path
 
@@ -49,6 +50,20 @@ def test_a_good_file(folder: Path) -> None:
     assert second.constraints.model_dump(exclude_none=True) == {"accuracy_drop": 0.01, "latency_p90_ms": 80}
     assert fleet.state(None) == folder / ".edgefarm" / "kitchen"
     assert fleet.state(Path("/elsewhere")) == Path("/elsewhere")
+
+
+def test_the_models_format_gives_the_runtime_of_a_local_device(folder: Path) -> None:
+    assert [t.runtimes for t in load_fleet(write(folder, GOOD)).targets] == [("onnxruntime",)] * 2
+    assert load_fleet(write(folder, GOOD.replace("model.onnx", "model.tflite"))).targets[1].runtimes == ("tflite",)
+
+
+def test_other_formats_are_activated_only_where_runtimes_are_named(folder: Path) -> None:
+    """Programs that load the activated file expect the source's format."""
+    first, second = load_fleet(write(folder, GOOD)).targets
+    assert (first.formats, second.formats) == ((), ("onnx",))
+    second = load_fleet(write(folder, GOOD.replace("objective: size", "objective: size, runtimes: [onnxruntime]"))).targets[1]
+    assert second.formats == ()
+    assert load_fleet(write(folder, GOOD + "rollout: {activate: none}\n")).targets[1].formats == ()
 
 
 WRONG: dict[str, tuple[str, str, str]] = {
@@ -77,6 +92,25 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "edge.yaml:8: devices[0].threads[1]: 2 is more than the device's own limit 'local.threads', which is 1",
     ),
     "no threads": ("threads: 1}}", "threads: 1}, threads: []}", "devices[0].threads: List should have at least 1 item"),
+    "local at a controller": (
+        "name: kitchen",
+        "name: kitchen\ncontroller: farm:7443",
+        "devices[0].local: a device that the command starts",
+    ),
+    "enrolled": ("local: {threads: 2}, ", "", "devices[1]: an enrolled device needs 'controller:'"),
+    "selector": ("{name: bench-1, local", "{selector: {board: pi}, local", "devices[0].selector: an enrolled device needs 'controller:'"),
+    "count of nothing": ("{name: bench-1, local", "{name: bench-1, count: 2, local", "devices[0].count: counts the devices that match"),
+    "missing alternative": ("{path: model.onnx}", "{path: model.onnx, alternatives: [m.tflite]}", "model.alternatives[0]: no such file"),
+    "alternative of one format": (
+        "{path: model.onnx}",
+        "{path: model.onnx, alternatives: [other.onnx]}",
+        "model.alternatives[0]: 'other.onnx' is ONNX, as 'model.onnx' is; an alternative is the network in another format",
+    ),
+    "alternative of no format": (
+        "{path: model.onnx}",
+        "{path: model.onnx, alternatives: [evaluation.npz]}",
+        "model.alternatives[0]: 'evaluation.npz' has no format that is known; a model ends in one of .onnx, .tflite, .xml",
+    ),
     "runtimes left": ("threads: 1}}", "threads: 1}, runtimes: [tflite]}", "devices[0].runtimes: no runtime is left"),
 }
 
@@ -93,12 +127,8 @@ def test_a_mistake_is_named(folder: Path, name: str) -> None:
 
 
 LATER: dict[str, tuple[str, str, str]] = {
-    "controller": ("name: kitchen", "name: kitchen\ncontroller: farm:7443", "controller: a remote controller"),
-    "enrolled": ("local: {threads: 2}, ", "", "devices[1]: an enrolled device"),
-    "selector": ("{name: bench-1, local", "{selector: {board: pi}, local", "devices[0].selector: "),
-    "tflite": ("model.onnx", "model.tflite", "model.path: "),
+    "keras": ("model.onnx", "model.keras", "model.path: "),
     "torch": ("model.onnx", "model.py:make", "model.path: "),
-    "alternatives": ("{path: model.onnx}", "{path: model.onnx, alternatives: [m.tflite]}", "model.alternatives: "),
     "train": ("evaluation.npz", "evaluation.npz\n  train: t.npz", "data.train: "),
     "scenario": ("select:", "measure: {scenario: {kind: server}}\nselect:", "measure.scenario.kind: "),
     "rate": ("select:", "measure: {scenario: {rate_per_s: 3}}\nselect:", "measure.scenario.rate_per_s: "),

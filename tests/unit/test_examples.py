@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import os
 import pickle
@@ -20,26 +19,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
-FASHION = EXAMPLES / "fashion"
-IMAGENET = EXAMPLES / "imagenet"
+from controller.config.schema import FleetFile, MetricFunction
+from tests.examples import EXAMPLES, FASHION, IMAGENET, MIXED, OCR, fleet_of, script
+
 SPLITS = {"calibration": 300, "selection": 700, "evaluation": 1500}
-
-
-def script(folder: Path, name: str) -> ModuleType:
-    """A module of an example; examples are folders of scripts, not packages."""
-    qualified = f"examples_{folder.name}_{name}"
-    spec = importlib.util.spec_from_file_location(qualified, folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault(qualified, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
 
 
 checkpoint = script(IMAGENET, "checkpoint")
@@ -98,6 +85,19 @@ def test_the_network_is_plain_onnx_with_a_free_batch_axis() -> None:
     np.testing.assert_allclose(together, np.concatenate([session.run(["logits"], {"x": x[i : i + 1]})[0] for i in range(3)]), atol=1e-4)
 
 
+def test_the_tflite_file_is_the_same_network() -> None:
+    litert = pytest.importorskip("ai_edge_litert.interpreter", reason="the same network in TFLite: needs pip install 'edgefarm[tflite]'")
+    model = litert.Interpreter(str(FASHION / "model.tflite"), num_threads=1)
+    model.allocate_tensors()
+    (taken,), (given,) = model.get_input_details(), model.get_output_details()
+    assert (taken["shape"].tolist(), taken["dtype"]) == ([1, 28, 28, 1], np.float32)
+    session = onnxruntime.InferenceSession(FASHION / "model.onnx", providers=["CPUExecutionProvider"])
+    for image in split("selection")["x"][:100]:
+        model.set_tensor(taken["index"], image.transpose(1, 2, 0)[None])
+        model.invoke()
+        np.testing.assert_allclose(model.get_tensor(given["index"]), session.run(["logits"], {"x": image[None]})[0], atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["selection", "evaluation"])
 def test_the_readme_tells_the_true_accuracy(name: str) -> None:
     data = split(name)
@@ -111,7 +111,8 @@ def test_the_readme_tells_the_true_accuracy(name: str) -> None:
 
 
 def test_the_committed_example_stays_small() -> None:
-    assert sum((FASHION / f"{name}.npz").stat().st_size for name in SPLITS) + (FASHION / "model.onnx").stat().st_size < 6 * 2**20
+    files = [*(f"{name}.npz" for name in SPLITS), "model.onnx", "model.tflite"]
+    assert sum((FASHION / name).stat().st_size for name in files) < 9 * 2**20
 
 
 # --- fleet files
@@ -122,21 +123,44 @@ def test_the_committed_example_stays_small() -> None:
     [(FASHION, {"bench-1": 1, "bench-2": 2}, 0.01), (IMAGENET, {"bench-1": 1}, 0.05)],
     ids=["fashion", "imagenet"],
 )
-def test_fleet_files_ask_for_local_devices_only(folder: Path, threads: dict[str, int], drop: float) -> None:
-    fleet = yaml.safe_load((folder / "edge.yaml").read_text())
+def test_plain_fleet_files_ask_for_local_devices_only(folder: Path, threads: dict[str, int], drop: float) -> None:
+    fleet = fleet_of(folder)
     assert set(fleet) == {"version", "name", "model", "data", "devices", "optimize", "select", "rollout"}
-    assert (fleet["version"], fleet["name"]) == (1, folder.name)
     assert {d["name"]: d["local"]["threads"] for d in fleet["devices"]} == threads
     assert all(d["local"]["runtimes"] == ["onnxruntime"] for d in fleet["devices"])
     assert fleet["select"] == {"objective": "latency_p50", "constraints": {"accuracy_drop": drop}}
-    assert fleet["rollout"] == {"activate": "file"}
     assert fleet["data"]["metric"] == "top1"
 
 
-def test_every_file_that_the_fashion_fleet_names_is_there() -> None:
-    fleet = yaml.safe_load((FASHION / "edge.yaml").read_text())
-    names = [fleet["model"]["path"], *(v for k, v in fleet["data"].items() if k != "metric")]
-    assert [n for n in names if not (FASHION / n).is_file()] == []
+@pytest.mark.parametrize("folder", [FASHION, IMAGENET, OCR, MIXED], ids=lambda p: p.name)
+def test_fleet_files_have_the_schema_and_say_what_they_are(folder: Path) -> None:
+    fleet = FleetFile.model_validate(fleet_of(folder))
+    assert (fleet.version, fleet.name, fleet.rollout.activate) == (1, folder.name, "file")
+    assert all(d.local is not None for d in fleet.devices)
+
+
+def test_the_ocr_devices_share_trials_and_differ_in_their_limit_only() -> None:
+    fleet = FleetFile.model_validate(fleet_of(OCR))
+    gate, archive = fleet.devices
+    assert gate.local == archive.local
+    assert (gate.constraints, fleet.select.constraints.accuracy_drop) == (None, 0.01)
+    assert archive.constraints is not None
+    assert archive.constraints.accuracy_drop == 0
+    assert isinstance(fleet.data.metric, MetricFunction)
+    assert fleet.data.metric.function == "metric.py:score"
+
+
+def test_the_mixed_devices_have_one_runtime_each() -> None:
+    fleet = FleetFile.model_validate(fleet_of(MIXED))
+    assert [d.local.runtimes for d in fleet.devices if d.local] == [["onnxruntime"], ["tflite"], ["openvino"]]
+    assert fleet.model.alternatives == ["../fashion/model.tflite"]
+
+
+@pytest.mark.parametrize("folder", [FASHION, MIXED], ids=lambda p: p.name)
+def test_every_file_that_the_fleet_names_is_there(folder: Path) -> None:
+    fleet = fleet_of(folder)
+    names = [fleet["model"]["path"], *fleet["model"].get("alternatives", []), *(v for k, v in fleet["data"].items() if k != "metric")]
+    assert [n for n in names if not (folder / n).is_file()] == []
 
 
 @pytest.mark.parametrize(

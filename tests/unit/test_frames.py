@@ -58,7 +58,7 @@ def test_sizes_are_bounded_before_anything_is_gathered(header: int, payload: int
         decoder.next()
 
 
-@pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff\xff", b'"text"'])
+@pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff\xff", b'"text"', b"[" * 500_000, b'{"a":' * 100_000])
 def test_a_header_is_a_json_object(text: bytes) -> None:
     decoder = Decoder()
     decoder.feed(struct.pack("<4sIQ", b"efr1", len(text), 0) + text)

@@ -23,10 +23,14 @@ class FakeModel:
         names = outputs or [f"out_{spec.name}" for spec in inputs]
         self.outputs = tuple(TensorSpec(name, spec.dtype, spec.shape) for name, spec in zip(names, inputs))
         self.fed: Feeds = {}
+        self.chosen: dict[str, str] = {}
 
     def run(self, feeds: Feeds) -> list[Tensor]:
         self.fed = feeds
         return [feeds[spec.name] for spec in self.inputs]
+
+    def reset(self) -> None:
+        pass
 
     def placement(self, feeds: Feeds) -> dict[str, int]:
         return {}

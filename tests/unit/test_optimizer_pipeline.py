@@ -138,7 +138,7 @@ FAILURES = {
     "killed": (FailureKind.OOM, "most likely for lack of memory"),
     "memory": (FailureKind.OOM, "ran out of memory"),
     "refuse": (FailureKind.UNSUPPORTED_OP, "fake: no kernel for Foo"),
-    "nothing": (FailureKind.CRASH, "the pass wrote 0 .onnx files instead of one"),
+    "nothing": (FailureKind.CRASH, "the pass wrote 0 models instead of one"),
     "garbage": (FailureKind.LOAD, "wrote a file that is no model"),
     "nan": (FailureKind.NUMERIC, "output 'logits' holds NaN for probe sample 0"),
     "wrong": (FailureKind.NUMERIC, "relative L2"),

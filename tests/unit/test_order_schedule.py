@@ -21,17 +21,20 @@ class Case:
     underway: tuple[Underway, ...] = ()
     device_turns: dict[str, int] = field(default_factory=dict)
     run_turns: dict[str, int] = field(default_factory=dict)
+    used: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
-def w(order: str, device: str = "", sequence: int = 0, run: str = "r", device_class: str = "") -> Waiting:
-    return Waiting(order, run, device, device_class, sequence)
+def w(order: str, device: str = "", sequence: int = 0, run: str = "r", device_class: str = "", owner: str = "me") -> Waiting:
+    return Waiting(order, run, device, device_class, sequence, owner)
 
 
-def d(device: str, host: str = "", device_class: str = "k") -> Ready:
-    return Ready(device, device_class, host or f"host-{device}")
+def d(device: str, host: str = "", device_class: str = "k", leased_to: str | None = None) -> Ready:
+    return Ready(device, device_class, host or f"host-{device}", leased_to)
 
 
-ON_A = Underway("9", "a", "h")
+ON_A = Underway("9", "a", "h", "me")
+ANNA_1, ANNA_2 = w("1", "a", 1, "r1", owner="anna"), w("2", "a", 2, "r2", owner="anna")
+BOB_3 = w("3", "a", 3, "r3", owner="bob")
 
 CASES = {
     "nothing waits": Case((), (d("a"),), ()),
@@ -60,6 +63,22 @@ CASES = {
         (w("1", "a", 1, "r1"), w("3", "a", 3, "r2")), (d("a"),), (("3", "a"), ("1", "a")), run_turns={"r1": 2, "r2": 1}
     ),
     "a silent neighbour's order still holds the host": Case((w("1", "a"),), (d("a", "h"),), (), (Underway("9", "gone", "h"),)),
+    "owners take turns, however many runs they have": Case((ANNA_1, ANNA_2, BOB_3), (d("a"),), (("1", "a"), ("3", "a"))),
+    "who used less comes first": Case(
+        (ANNA_1, BOB_3), (d("a", "h"),), (("3", "a"), ("1", "a")), used={("h", "anna"): 2.0, ("h", "bob"): 1.0}
+    ),
+    "and again while it is so": Case(
+        (ANNA_1, BOB_3, w("4", "a", 4, "r3", owner="bob")), (d("a", "h"),), (("3", "a"), ("4", "a")), used={("h", "anna"): 2.0}
+    ),
+    "what was used elsewhere does not count": Case((ANNA_1, BOB_3), (d("a", "h"),), (("1", "a"), ("3", "a")), used={("g", "anna"): 9.0}),
+    "who holds a place waits for the other": Case((ANNA_1, BOB_3), (d("a", "h"),), (("3", "a"),), (Underway("9", "a", "h", "anna"),)),
+    "a leased device is its holder's": Case((ANNA_1, BOB_3), (d("a", leased_to="bob"),), (("3", "a"),)),
+    "a lease takes nothing from others elsewhere": Case(
+        (w("1", "", 1, device_class="k", owner="anna"), w("2", "", 2, device_class="k", owner="bob")),
+        (d("a", leased_to="bob"), d("b")),
+        (("2", "a"), ("1", "b")),
+    ),
+    "a lease whose holder wants nothing": Case((ANNA_1,), (d("a", leased_to="bob"), d("b")), ()),
 }
 
 
@@ -69,12 +88,15 @@ def test_table(name: str) -> None:
     expected = [Assignment(*pair) for pair in case.expected]
     for waiting in (case.waiting, case.waiting[::-1]):
         for ready in (case.ready, case.ready[::-1]):
-            assert assign(waiting, ready, case.underway, case.device_turns, case.run_turns) == expected
+            assert assign(waiting, ready, case.underway, case.device_turns, case.run_turns, case.used) == expected
 
 
-World = tuple[list[Waiting], list[Ready], list[Underway], dict[str, int]]
+World = tuple[list[Waiting], list[Ready], list[Underway], dict[str, int], dict[tuple[str, str], float]]
 NAMES = "abcde"
-DEVICES = st.lists(st.builds(d, st.sampled_from(NAMES), st.sampled_from("xyz"), st.sampled_from("kl")), unique_by=lambda r: r.device)
+OWNERS = st.sampled_from(["anna", "bob"])
+DEVICES = st.lists(
+    st.builds(d, st.sampled_from(NAMES), st.sampled_from("xyz"), st.sampled_from("kl"), st.none() | OWNERS), unique_by=lambda r: r.device
+)
 ORDER = st.builds(
     w,
     st.integers(0, 30).map(str),
@@ -82,6 +104,7 @@ ORDER = st.builds(
     st.integers(0, 9),
     st.sampled_from(["r1", "r2"]),
     st.sampled_from("kl"),
+    OWNERS,
 )
 
 
@@ -91,28 +114,30 @@ def worlds(draw: st.DrawFn) -> World:
     held = draw(st.lists(st.sampled_from(ready), max_size=3)) if ready else []
     orders = draw(st.lists(ORDER, unique_by=lambda o: o.order, max_size=12))
     turns = draw(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 9)))
-    return orders, ready, [Underway(f"u{i}", r.device, r.host) for i, r in enumerate(held)], turns
+    used = draw(st.dictionaries(st.tuples(st.sampled_from("xyz"), OWNERS), st.floats(0, 100)))
+    return orders, ready, [Underway(f"u{i}", r.device, r.host, draw(OWNERS)) for i, r in enumerate(held)], turns, used
 
 
 def fits(order: Waiting, device: Ready) -> bool:
-    return order.device == device.device if order.device else order.device_class == device.device_class
+    there = order.device == device.device if order.device else order.device_class == device.device_class
+    return there and device.leased_to in (None, order.owner)
 
 
 @settings(max_examples=150, deadline=None)
 @given(worlds(), st.integers(0, 10**6))
 def test_order_of_arguments_does_not_matter(world: World, seed: int) -> None:
-    waiting, ready, underway, turns = world
-    first = assign(waiting, ready, underway, turns, {})
+    waiting, ready, underway, turns, used = world
+    first = assign(waiting, ready, underway, turns, {}, used)
     for values in (waiting, ready, underway):
         random.Random(seed).shuffle(values)  # type: ignore[arg-type]
-    assert assign(waiting, ready, underway, turns, {}) == first
+    assert assign(waiting, ready, underway, turns, {}, used) == first
 
 
 @settings(max_examples=150, deadline=None)
 @given(worlds())
 def test_every_assignment_is_allowed(world: World) -> None:
-    waiting, ready, underway, turns = world
-    assignments = assign(waiting, ready, underway, turns, {})
+    waiting, ready, underway, turns, used = world
+    assignments = assign(waiting, ready, underway, turns, {}, used)
     orders, devices = {o.order: o for o in waiting}, {r.device: r for r in ready}
     assert len({a.order for a in assignments}) == len(assignments)
     load = Counter(u.host for u in underway)
@@ -128,8 +153,8 @@ def test_every_assignment_is_allowed(world: World) -> None:
 @settings(max_examples=150, deadline=None)
 @given(worlds())
 def test_no_host_is_idle_while_something_waits_for_it(world: World) -> None:
-    waiting, ready, underway, turns = world
-    assignments = assign(waiting, ready, underway, turns, {})
+    waiting, ready, underway, turns, used = world
+    assignments = assign(waiting, ready, underway, turns, {}, used)
     taken = {a.order for a in assignments}
     hosts = {r.device: r.host for r in ready}
     occupied = {u.host for u in underway} | {hosts[a.device] for a in assignments}
@@ -144,7 +169,7 @@ def test_everyone_is_served_in_turn() -> None:
     runs: dict[str, int] = {}
     served: list[str] = []
     while waiting:
-        picked = assign(waiting, [d("a", "h"), d("b", "h")], [], turns, runs)[0]
+        picked = assign(waiting, [d("a", "h"), d("b", "h")], [], turns, runs, {})[0]
         order = next(o for o in waiting if o.order == picked.order)
         waiting.remove(order)
         turns[picked.device] = runs[order.run] = len(served) + 1

@@ -14,7 +14,7 @@ import agent.runtimes
 from agent import probe
 from agent.probe import cached_capabilities, emulation, fingerprint, host_id, labels, probe_capabilities
 from agent.runner.process import Cancelled
-from agent.runtimes import RUNTIMES, RuntimeEntry
+from agent.runtimes import RUNTIMES, Library, RuntimeEntry
 from edgefarm.model import Device
 from tests.fixtures.trees import BARE, LAPTOP, PI4, plant
 
@@ -33,8 +33,12 @@ def test_a_capability_is_proved_by_running(lock: Path) -> None:
 
 
 def test_every_runtime_of_the_table_appears_with_its_reason(monkeypatch: pytest.MonkeyPatch, lock: Path) -> None:
-    monkeypatch.setitem(RUNTIMES, "absent", RuntimeEntry("agent.runtimes.absent:Absent", ("abs",), "absent", "no_such_module", "absent"))
-    monkeypatch.setitem(RUNTIMES, "unknown", RuntimeEntry("agent.runtimes.unknown:X", ("x",), "unknown", "json", "no-such-distribution"))
+    monkeypatch.setitem(
+        RUNTIMES, "absent", RuntimeEntry("agent.runtimes.absent:Absent", ("abs",), "absent", (Library("no_such_module", "absent"),))
+    )
+    monkeypatch.setitem(
+        RUNTIMES, "unknown", RuntimeEntry("agent.runtimes.unknown:X", ("x",), "unknown", (Library("json", "no-such-distribution"),))
+    )
     found = {c.runtime: c for c in probe_capabilities(["absent", "unknown"], lock=lock)}
     assert found["onnxruntime"].reason == "not allowed by the agent's configuration"
     assert found["absent"].reason == "runtime 'absent' needs: pip install 'edgefarm[absent]'"
@@ -105,12 +109,35 @@ def test_serials_and_boots_do_not_split_a_class(tmp_path: Path) -> None:
 
 
 def test_labels_name_the_board(tmp_path: Path) -> None:
-    assert labels(plant(PI4, tmp_path))["board"] == "raspberry-pi-4-model-b"
-    assert labels(tmp_path)["os"] == "debian-12"
+    found = labels(plant(PI4, tmp_path))
+    assert {"board": "raspberry-pi-4-model-b", "soc": "bcm2711", "ram_gib": "4", "os": "debian-12"}.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    ("compatible", "soc"),
+    [
+        ("nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0", "tegra234"),
+        ("rockchip,rk3588\0", "rk3588"),
+        ("plain\0", "plain"),
+    ],
+)
+def test_the_soc_is_the_most_general_name(compatible: str, soc: str, tmp_path: Path) -> None:
+    assert labels(plant({"sys/firmware/devicetree/base/compatible": compatible}, tmp_path))["soc"] == soc
 
 
 def test_labels_without_a_board(tmp_path: Path) -> None:
-    assert set(labels(plant(BARE, tmp_path))) == {"arch", "os"}
+    assert {"arch", "os"} <= set(labels(plant(BARE, tmp_path))) <= {"arch", "os", "ram_gib", "runtimes"}
+
+
+def test_labels_and_fingerprint_have_the_runtimes_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_version", lambda name: {"onnxruntime": "1.0", "tflite": "2.0"}.get(name, ""))
+    assert labels()["runtimes"] == "onnxruntime,tflite"
+    assert labels(allowed=["tflite", "openvino"])["runtimes"] == "tflite"
+    assert "runtimes" not in labels(allowed=[])
+    both, one = fingerprint(1), fingerprint(1, allowed=["tflite"])
+    assert (both["onnxruntime"], both["tflite"], "openvino" in both) == ("1.0", "2.0", False)
+    assert {**one, "onnxruntime": "1.0"} == both
+    assert "onnxruntime" not in one
 
 
 _CLOCKS = "sys/devices/system/clocksource/clocksource0/available_clocksource"

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from edgefarm.errors import UserError
 from optimizer.passes import PASSES
-from optimizer.recipe import Plan, RecipeError, RecipeModel, Step, expand, parameters_in_full
+from optimizer.recipe import Plan, RecipeError, RecipeModel, Space, Step, expand, parameters_in_full
 from optimizer.source import Signature, TensorSpec
 
 SPEC = (TensorSpec("x", "float32", (None, 3)),)
 CONV = Signature(SPEC, SPEC, 17, "onnx", op_types={"Conv": 9, "Gemm": 1, "Add": 3}, weight_dtypes={"float32": 20})
+ONNX = frozenset({"onnx"})
 TEXT = Signature(SPEC, SPEC, 17, "onnx", op_types={"MatMul": 30, "Softmax": 6}, weight_dtypes={"float32": 20})
 
 
@@ -27,7 +28,7 @@ def test_choices_are_expanded() -> None:
     written = [
         {"name": "int8", "passes": [{"pass": "quantize_static", "calibration": ["minmax", "entropy"], "per_channel": [True, False]}]}
     ]
-    plans = expand(written, CONV, True, 40)
+    plans = expand(written, Space(CONV, True), 40)
     assert names(plans) == ["int8-minmax-per_channel", "int8-minmax", "int8-entropy-per_channel", "int8-entropy"]
     assert plans[1].steps == (Step("quantize_static"),)
     assert dict(plans[2].steps[0].parameters) == {"calibration": "entropy", "per_channel": True}
@@ -39,7 +40,7 @@ def test_sequences_and_fixed_values() -> None:
             name="mine", passes=[{"pass": "graph"}, {"pass": "quantize_dynamic", "weight": "s8", "op_types": ["Conv", "MatMul,Gemm"]}]
         )
     ]
-    plans = expand(written, CONV, False, 40)
+    plans = expand(written, Space(CONV, False), 40)
     assert names(plans) == ["mine-Conv", "mine-MatMul+Gemm"]
     assert [s.pass_name for s in plans[0].steps] == ["graph", "quantize_dynamic"]
     assert plans[0].family == "graph+quantize_dynamic"
@@ -68,7 +69,7 @@ def test_sequences_and_fixed_values() -> None:
 )
 def test_mistakes_are_named(recipe: dict[str, Any], place: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        expand([recipe], CONV, True, 40)
+        expand([recipe], Space(CONV, True), 40)
     assert caught.value.field == f"optimize.recipes{place}"
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
@@ -76,22 +77,22 @@ def test_mistakes_are_named(recipe: dict[str, Any], place: str, message: str) ->
 
 def test_static_needs_calibration() -> None:
     with pytest.raises(UserError, match=r"needs samples: give data\.calibration"):
-        expand([{"name": "a", "passes": [{"pass": "quantize_static"}]}], CONV, False, 40)
+        expand([{"name": "a", "passes": [{"pass": "quantize_static"}]}], Space(CONV, False), 40)
 
 
 def test_formats() -> None:
     tflite = Signature(SPEC, SPEC, 0, "tflite")
     with pytest.raises(UserError, match="graph reads onnx, the model is tflite"):
-        expand([{"name": "a", "passes": [{"pass": "graph"}]}], tflite, True, 40)
+        expand([{"name": "a", "passes": [{"pass": "graph"}]}], Space(tflite, True), 40)
 
 
 def test_neither_auto_nor_list() -> None:
     with pytest.raises(UserError, match="'best' is neither"):
-        expand("best", CONV, True, 40)  # type: ignore[arg-type]
+        expand("best", Space(CONV, True), 40)  # type: ignore[arg-type]
 
 
 def test_auto_for_convolutions() -> None:
-    plans = expand("auto", CONV, True, 40)
+    plans = expand("auto", Space(CONV, True), 40)
     assert names(plans)[:2] == ["int8-static", "int8-static-per-channel"]
     assert {"int8-static-conv", "int8-static-matmul", "int8-static-signed", "int8-dynamic", "graph", "fp16"} <= set(names(plans))
     assert len({p.key for p in plans}) == len(plans) == len(set(names(plans)))
@@ -99,24 +100,24 @@ def test_auto_for_convolutions() -> None:
 
 def test_auto_puts_channels_first_for_depthwise() -> None:
     depthwise = Signature(SPEC, SPEC, 17, "onnx", op_types={"Conv": 9}, weight_dtypes={"float32": 9}, grouped_convolutions=4)
-    plans = expand("auto", depthwise, True, 40)
+    plans = expand("auto", Space(depthwise, True), 40)
     assert names(plans)[0] == "int8-static-per-channel"
     assert not {"int8-static-conv", "int8-static-matmul", "int8-dynamic-matmul"} & set(names(plans))
 
 
 def test_auto_puts_dynamic_first_for_matrix_products() -> None:
-    assert names(expand("auto", TEXT, True, 40))[0] == "int8-dynamic"
+    assert names(expand("auto", Space(TEXT, True), 40))[0] == "int8-dynamic"
 
 
 def test_auto_without_calibration() -> None:
-    assert all(s.pass_name != "quantize_static" for p in expand("auto", CONV, False, 40) for s in p.steps)
-    assert expand("auto", CONV, False, 40)
+    assert all(s.pass_name != "quantize_static" for p in expand("auto", Space(CONV, False), 40) for s in p.steps)
+    assert expand("auto", Space(CONV, False), 40)
 
 
 def test_auto_leaves_quantised_and_weightless_models_alone() -> None:
     quantised = Signature(SPEC, SPEC, 17, "onnx", op_types={"Conv": 9, "QuantizeLinear": 9}, weight_dtypes={"int8": 9, "float32": 9})
-    assert names(expand("auto", quantised, True, 40)) == ["graph", "fp16"]
-    assert names(expand("auto", Signature(SPEC, SPEC, 17, "onnx", op_types={"Tanh": 1}), True, 40)) == ["graph"]
+    assert names(expand("auto", Space(quantised, True, formats=ONNX), 40)) == ["graph", "fp16"]
+    assert names(expand("auto", Space(Signature(SPEC, SPEC, 17, "onnx", op_types={"Tanh": 1}), True, formats=ONNX), 40)) == ["graph"]
 
 
 @given(
@@ -125,7 +126,7 @@ def test_auto_leaves_quantised_and_weightless_models_alone() -> None:
 def test_auto_keeps_the_limit(limit: int, convolutions: int, products: int, grouped: int, samples: bool) -> None:
     facts = {"Conv": convolutions, "MatMul": products, "Add": 1}
     signature = Signature(SPEC, SPEC, 17, "onnx", op_types=facts, weight_dtypes={"float32": 1}, grouped_convolutions=grouped)
-    everything, some = expand("auto", signature, samples, 99), expand("auto", signature, samples, limit)
+    everything, some = expand("auto", Space(signature, samples), 99), expand("auto", Space(signature, samples), limit)
     assert some == everything[:limit]
     assert len({p.key for p in everything}) == len(everything)
 
@@ -135,7 +136,7 @@ def test_keys_ignore_names_and_spelled_out_defaults() -> None:
         {"name": "a", "passes": [{"pass": "quantize_dynamic"}]},
         {"name": "b", "passes": [{"pass": "quantize_dynamic", "weight": "u8", "per_channel": False}]},
     ]
-    assert names(expand(written, CONV, True, 40)) == ["a"]
+    assert names(expand(written, Space(CONV, True), 40)) == ["a"]
     first, other = (Plan(n, (Step("graph", {"fold": f}),)) for n, f in (("a", True), ("a", False)))
     assert first.key != other.key
     assert Plan("z", first.steps).key == first.key

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.reconcile import Difference, HeldOrder, KnownDeployment, reconcile
+from controller.reconcile import Difference, HeldOrder, KnownDeployment, is_supported, reconcile
 from edgefarm.model import AttemptId, Cancel, DeploymentState, DeploymentStatus, LatencyWork
 from tests.fakes.orders import a_deployment, a_hello, a_memory_order, an_order
 
@@ -99,3 +99,12 @@ def test_a_model_is_compared_with_itself_only() -> None:
     difference = reconcile(a_hello(deployments=(other,)), [], [_known(1, ORDERED)])
     assert [d.model for d in difference.deploy] == ["m"]
     assert difference.learned == (other,)
+
+
+@pytest.mark.parametrize(
+    ("ours", "supported", "too_old"),
+    [(1, {1, 2, 9}, {0}), (2, {1, 2, 3}, {0}), (3, {1, 2, 3, 4}, {0}), (4, {2, 3, 4, 5}, {0, 1}), (9, {7, 8, 9, 10}, {0, 1, 6})],
+)
+def test_agents_of_two_protocols_before_are_served(ours: int, supported: set[int], too_old: set[int]) -> None:
+    assert all(is_supported(protocol, ours) for protocol in supported)
+    assert not any(is_supported(protocol, ours) for protocol in too_old)

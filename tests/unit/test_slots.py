@@ -230,6 +230,22 @@ def test_rollback_on_the_device_is_kept_as_a_pin(tmp_path: Path, store: FakeStor
     assert running(tmp_path / "models") == 3
 
 
+def test_what_is_deployed_can_be_read_by_the_group_and_nothing_else(tmp_path: Path, store: FakeStore) -> None:
+    before = os.umask(0o077)
+    try:
+        slots = Slots(tmp_path / "models", "dev")
+        for generation in (1, 2):  # the second one is the same candidate: only its statement is new
+            assert slots.activate(store.deployment(1, generation), store.obtain, right).state is DeploymentState.COMMITTED
+    finally:
+        os.umask(before)
+    current = tmp_path / "models" / "net" / "current"
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in (tmp_path / "models", current.parent, current)} == {
+        "models": "0o750", "net": "0o750", "current": "0o750"
+    }  # fmt: skip
+    assert {oct(p.stat().st_mode & 0o777) for p in current.iterdir()} == {"0o640"}
+    assert oct((current.parent / "ledger.json").stat().st_mode & 0o777) == "0o600"
+
+
 def test_rollback_without_anything_to_go_back_to(tmp_path: Path, store: FakeStore) -> None:
     slots = Slots(tmp_path / "models", "dev")
     with pytest.raises(UserError, match="nothing is deployed"):

@@ -21,6 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "wire"
 ROOTS = [
     model.Order, model.Attempt, model.Deployment, model.DeploymentStatus, model.Device, model.Hello, model.Heartbeat, model.Probed,
     model.OrderEnded, model.Welcome, model.Cancel, model.Ack, model.Drain, model.Run, model.DeviceStatus, model.OrderStatus, model.Progress,
+    model.Telemetry,
 ]  # fmt: skip
 UINT32 = {"permutation", "launches", "bursts", "min_inferences", "index", "number", "protocol", "warmup_inferences", "threads", "n", "k",
           "golden_samples", "inferences"}  # fmt: skip

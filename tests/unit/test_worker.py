@@ -161,6 +161,7 @@ class Agent:
         self.said: list[AgentBody] = []
         self.failed: list[BaseException] = []
         self.acknowledge = True
+        self.paused, self.beats = False, threading.Semaphore(0)
         self._changed = threading.Condition()
         self.cache, self.journal, self.counters = Cache(folder / "cache", 1 << 20), Journal(folder / "journal"), Counters()
         transfers = Transfers(self.remote, self.cache, self.attached, self.counters, folder / "lock")
@@ -168,7 +169,8 @@ class Agent:
         self.slots = Slots(folder / "models", "dev")
         activation = Activation("dev", self.slots, self.cache, transfers, self.bench, self.send, self.counters)
         self.worker = Worker(
-            "dev", self.bench, self.cache, transfers, self.outbox, activation, scratch, self.counters, self.note_failure
+            "dev", self.bench, self.cache, transfers, self.outbox, activation, scratch, self.counters, self.note_failure,
+            paused=lambda: self.paused, alive=self.beats.release,
         )  # fmt: skip
         self.attach()
         self.worker.start()
@@ -222,7 +224,44 @@ def test_an_order_from_its_fetch_to_its_end(agent: Agent) -> None:
     assert sorted(agent.remote.fetched) == sorted([MODEL_DIGEST, SHARD_DIGEST])
     assert agent.journal.attempts() == ()
     assert agent.worker.open_orders() == ()
-    assert agent.counters.snapshot()[0] == {"ok": 2}
+    assert {outcome: n for outcome, n in agent.counters.snapshot()[0].items() if n} == {"ok": 2}
+
+
+def test_while_paused_no_launch_begins_but_the_one_that_runs_ends(agent: Agent) -> None:
+    agent.bench.hold.add("o")
+    agent.worker.order(latency("o", 0, 1))
+    assert agent.bench.started.wait(20)
+    agent.paused = True
+    agent.bench.release.set()
+    agent.wait(lambda said: any(isinstance(b, Attempt) for b in said))
+    agent.worker.deploy(deployment(1))  # still done: and the worker looked at its orders before it
+    agent.wait(lambda said: any(isinstance(b, DeploymentStatus) and b.state is DeploymentState.COMMITTED for b in said))
+    assert agent.bench.measured == [("o", 0)]
+    assert agent.worker.open_orders() == ("o",)
+    agent.paused = False
+    agent.worker.wake()
+    agent.wait_ended("o")
+    assert agent.bench.measured == [("o", 0), ("o", 1)]
+
+
+def test_a_paused_agent_gives_up_an_order_that_is_cancelled(agent: Agent) -> None:
+    agent.paused = True
+    agent.worker.order(latency("o"))
+    agent.worker.cancel("o")
+    assert agent.wait_ended("o")[-1] == OrderEnded("o", cancelled=True)
+    assert agent.bench.measured == []
+
+
+def test_it_shows_signs_of_life_while_a_launch_lasts(agent: Agent) -> None:
+    agent.bench.hold.add("o")
+    agent.worker.order(latency("o"))
+    assert agent.bench.started.wait(20)
+    while agent.beats.acquire(blocking=False):
+        pass
+    assert agent.beats.acquire(timeout=20)
+    assert agent.beats.acquire(timeout=20)
+    agent.bench.release.set()
+    agent.wait_ended("o")
 
 
 def test_the_other_kinds_of_work(agent: Agent) -> None:
@@ -527,7 +566,7 @@ def test_a_deployment_whose_outputs_are_wrong(agent: Agent) -> None:
     agent.bench.golden_failure = Failure(FailureKind.NUMERIC, "y is off")
     status = deploy(agent, deployment(1))
     assert (status.state, status.reason) == (DeploymentState.FAILED, "numeric: y is off")
-    assert agent.counters.snapshot()[2] == {}  # nothing had been switched
+    assert agent.counters.snapshot()[2] == {"user": 0}  # nothing had been switched
 
 
 @pytest.mark.parametrize(

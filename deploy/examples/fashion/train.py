@@ -1,11 +1,12 @@
-"""Trains the example's classifier on Fashion-MNIST and writes model.onnx, calibration.npz, selection.npz and evaluation.npz.
+"""Trains the example's classifier on Fashion-MNIST and writes model.onnx, model.tflite and the three splits.
 
     apt-get install dataset-fashion-mnist
     pip install -r requirements.txt
     python train.py
 
-Seeded: one machine and one set of versions give the same files again. The network is a small residual one (He et al.,
-"Deep Residual Learning for Image Recognition", 2015): x: float32[N, 1, 28, 28] = pixel / 255 -> logits: float32[N, 10].
+`--tflite-only` trains nothing: it writes model.tflite from the model.onnx that is there. Seeded: one machine and one set of versions
+give the same files again. The network is a small residual one (He et al., "Deep Residual Learning for Image Recognition", 2015):
+x: float32[N, 1, 28, 28] = pixel / 255 -> logits: float32[N, 10].
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import litert_torch
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from images import CLASSES, SIDE, Images, Labels, as_input, load, stratified
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -126,6 +129,29 @@ def export(model: nn.Module, path: Path) -> None:
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
+def restore(path: Path) -> nn.Sequential:
+    """The network with the weights of the ONNX file that `export` wrote: its folded normalisations become ones that only add."""
+    weights = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in onnx.load(path).graph.initializer}
+    model, bias = network(), ""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data, bias = weights[f"{name}.weight"], f"{name}.weight_bias"
+        elif isinstance(layer, nn.BatchNorm2d):  # of the convolution before it
+            layer.running_mean = torch.zeros_like(weights[bias])
+            layer.running_var = torch.full_like(weights[bias], 1 - layer.eps)
+            layer.weight.data, layer.bias.data = torch.ones_like(weights[bias]), weights[bias]
+        elif isinstance(layer, nn.Linear):
+            layer.weight.data, layer.bias.data = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    model.eval()
+    return model
+
+
+def export_tflite(source: Path, path: Path) -> None:
+    """Writes the network of an ONNX file as TFLite, one image at a time, channels last as TFLite's kernels want them: [1, 28, 28, 1]."""
+    model = litert_torch.to_channel_last_io(restore(source), args=[0]).eval()
+    litert_torch.convert(model, (torch.zeros(1, SIDE, SIDE, 1),)).export(str(path))
+
+
 def onnx_top1(path: Path, images: Images, labels: Labels) -> float:
     """Top-1 of the file in ONNX Runtime, image by image as on a device."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -143,12 +169,17 @@ def save(path: Path, **arrays: NDArray[Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of the four idx.gz files")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the four files go")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the files go")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tflite-only", action="store_true", help="only convert the model.onnx of --out")
     options = parser.parse_args()
+    path, converted = options.out / "model.onnx", options.out / "model.tflite"
+    if options.tflite_only:
+        export_tflite(path, converted)
+        return
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -164,8 +195,8 @@ def main() -> None:
     train(model, x[fit], y[fit], (x[validation], y[validation]), options.epochs, options.batch, options.seed)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "model.onnx"
     export(model, path)
+    export_tflite(path, converted)
     print(
         f"{path.name}: {path.stat().st_size} bytes, validation top-1 {onnx_top1(path, images[validation], labels[validation]):.4f}",
         file=sys.stderr,

@@ -6,7 +6,7 @@ Digests are `sha256:<64 hex digits>`; durations are monotonic nanoseconds; wall-
 
 from edgefarm.model.candidates import Artifact, Candidate, FileEntry, Io, Options, Scalar, TensorMap
 from edgefarm.model.devices import Capability, Deployment, DeploymentState, DeploymentStatus, Device, DeviceStatus, Golden
-from edgefarm.model.runs import OrderState, OrderStatus, Progress, Run
+from edgefarm.model.runs import CANCELLED, Hold, HoldKind, OrderState, OrderStatus, Progress, Run
 from edgefarm.model.sessions import (
     CHUNK_BYTES,
     FEATURES,
@@ -16,10 +16,13 @@ from edgefarm.model.sessions import (
     Cancel,
     ControllerBody,
     Drain,
+    Family,
     Heartbeat,
     Hello,
     OrderEnded,
     Probed,
+    Series,
+    Telemetry,
     Welcome,
 )
 from edgefarm.model.trials import (
@@ -51,6 +54,7 @@ from edgefarm.model.trials import (
 
 __all__ = [
     "BENCH_VERSION",
+    "CANCELLED",
     "CHUNK_BYTES",
     "FEATURES",
     "PROTOCOL",
@@ -76,10 +80,13 @@ __all__ = [
     "Drain",
     "Failure",
     "FailureKind",
+    "Family",
     "FileEntry",
     "Golden",
     "Heartbeat",
     "Hello",
+    "Hold",
+    "HoldKind",
     "Io",
     "LatencyResult",
     "LatencyWork",
@@ -98,7 +105,9 @@ __all__ = [
     "Run",
     "Scalar",
     "Scenario",
+    "Series",
     "Stage",
+    "Telemetry",
     "TensorMap",
     "Trace",
     "Verdict",

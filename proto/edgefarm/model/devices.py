@@ -52,7 +52,7 @@ class Device:
 class DeviceStatus:
     """A device as the controller sees it.
 
-    `state`: ready, probing, busy, draining, lost or needs_upgrade; seen from outside of a hosted controller: in_use or off.
+    `state`: ready, probing, busy, draining, paused, lost or needs_upgrade; seen from outside of a hosted controller: in_use or off.
     """
 
     device: Device

@@ -8,6 +8,8 @@ from enum import Enum
 
 from edgefarm.model.trials import Attempt, Order
 
+CANCELLED = "cancelled"  # state of a run that a user ended: it is not taken up again
+
 
 class OrderState(str, Enum):
     """Life of one order in the queue."""
@@ -37,6 +39,11 @@ class Run:
     exit_code: int | None = None
     report: str = ""
 
+    @property
+    def ended(self) -> bool:
+        """Whether no driver has anything left to do for it."""
+        return self.state == CANCELLED or self.state.startswith("done")
+
 
 @dataclass(frozen=True)
 class OrderStatus:
@@ -54,3 +61,22 @@ class Progress:
 
     revision: int
     orders: tuple[OrderStatus, ...]
+
+
+class HoldKind(str, Enum):
+    """What a hold keeps others from."""
+
+    UNSPECIFIED = "unspecified"
+    LEASE = "lease"  # a device: it takes orders of the holder's runs only
+    DRAIN = "drain"  # a device: it takes no orders
+    DRIVER = "driver"  # a campaign: nobody else drives it
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Something kept for a holder: a device, or a campaign. `expires_unix_ms` 0: until it is released."""
+
+    kind: HoldKind
+    name: str
+    holder: str
+    expires_unix_ms: int = 0

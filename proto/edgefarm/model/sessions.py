@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Union
 
@@ -32,11 +33,12 @@ class Hello:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Sign of life; `order` is the one being worked on, empty if idle."""
+    """Sign of life; `order` is the one being worked on, empty if idle. `paused`: no launch begins until the device's user resumes."""
 
     order: str = ""
     disk_free_bytes: int = 0
     rss_bytes: int = 0
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,46 @@ class OrderEnded:
     cancelled: bool = False
 
 
-AgentBody = Union[Hello, Heartbeat, Probed, Attempt, OrderEnded, DeploymentStatus]
+@dataclass(frozen=True)
+class Series:
+    """One number of a family. The device is not among its labels: the receiver knows whom it listens to."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """All series of one metric, by its name on the page (`edgefarm.metrics`)."""
+
+    name: str
+    series: tuple[Series, ...] = ()
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Families that changed; each replaces the one of its name that was sent before in this session, an empty one ends it."""
+
+    families: tuple[Family, ...] = ()
+
+
+AgentBody = Union[Hello, Heartbeat, Probed, Attempt, OrderEnded, DeploymentStatus, Telemetry]
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """Answer to Hello. `session` authenticates the device's other calls and a re-attach."""
+    """Answer to Hello. `session` authenticates the device's other calls and a re-attach; `telemetry_ns` 0: no telemetry is wanted.
+
+    `unix_ms` is the controller's clock, for a device that has none.
+    """
 
     protocol: int
     features: tuple[str, ...]
     epoch: int
     heartbeat_ns: int
     session: str
+    telemetry_ns: int = 0
+    unix_ms: int = 0
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,8 @@ class ContenderResult:
     """One contender in one launch; with `failure` set the numbers are 0 and mean nothing.
 
     `n` inferences make the numbers. `disturbed` of all lost the CPU to another process while they ran; `left_out` of those are not
-    among the n (0 where too few undisturbed ones were left).
+    among the n (0 where too few undisturbed ones were left). `chosen`: options that the candidate does not name and that matter for
+    what is computed, with what the runtime took by itself (OpenVINO: `inference_precision`).
     """
 
     key: str
@@ -209,6 +210,7 @@ class ContenderResult:
     failure: Failure | None = None
     disturbed: int = 0
     left_out: int = 0
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

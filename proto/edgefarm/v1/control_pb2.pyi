@@ -16,12 +16,23 @@ class OrderState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORDER_STATE_DONE: _ClassVar[OrderState]
     ORDER_STATE_CANCELLED: _ClassVar[OrderState]
     ORDER_STATE_QUARANTINED: _ClassVar[OrderState]
+
+class HoldKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HOLD_KIND_UNSPECIFIED: _ClassVar[HoldKind]
+    HOLD_KIND_LEASE: _ClassVar[HoldKind]
+    HOLD_KIND_DRAIN: _ClassVar[HoldKind]
+    HOLD_KIND_DRIVER: _ClassVar[HoldKind]
 ORDER_STATE_UNSPECIFIED: OrderState
 ORDER_STATE_QUEUED: OrderState
 ORDER_STATE_SENT: OrderState
 ORDER_STATE_DONE: OrderState
 ORDER_STATE_CANCELLED: OrderState
 ORDER_STATE_QUARANTINED: OrderState
+HOLD_KIND_UNSPECIFIED: HoldKind
+HOLD_KIND_LEASE: HoldKind
+HOLD_KIND_DRAIN: HoldKind
+HOLD_KIND_DRIVER: HoldKind
 
 class Run(_message.Message):
     __slots__ = ("name", "campaign", "number", "spec_digest", "spec", "state", "owner", "labels", "started_unix_ms", "finished_unix_ms", "exit_code", "report")
@@ -80,16 +91,12 @@ class OpenRunRequest(_message.Message):
     def __init__(self, campaign: _Optional[str] = ..., spec_digest: _Optional[str] = ..., spec: _Optional[str] = ..., owner: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RunsRequest(_message.Message):
-    __slots__ = ("campaign",)
+    __slots__ = ("campaign", "brief")
     CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    BRIEF_FIELD_NUMBER: _ClassVar[int]
     campaign: str
-    def __init__(self, campaign: _Optional[str] = ...) -> None: ...
-
-class RunsReply(_message.Message):
-    __slots__ = ("runs",)
-    RUNS_FIELD_NUMBER: _ClassVar[int]
-    runs: _containers.RepeatedCompositeFieldContainer[Run]
-    def __init__(self, runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ...) -> None: ...
+    brief: bool
+    def __init__(self, campaign: _Optional[str] = ..., brief: bool = ...) -> None: ...
 
 class DevicesRequest(_message.Message):
     __slots__ = ()
@@ -136,6 +143,24 @@ class CancelOrdersRequest(_message.Message):
 class CancelOrdersReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class RetryRequest(_message.Message):
+    __slots__ = ("run", "orders")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    orders: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., orders: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RetryReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CancelRunRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class OrderStatus(_message.Message):
     __slots__ = ("order", "state", "device", "attempts")
@@ -194,3 +219,137 @@ class RollBackRequest(_message.Message):
     model: str
     devices: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, model: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WaitForDeploymentsRequest(_message.Message):
+    __slots__ = ("ids", "wait_ns")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_NS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    wait_ns: int
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., wait_ns: _Optional[int] = ...) -> None: ...
+
+class DriveRequest(_message.Message):
+    __slots__ = ("campaign", "driver")
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_FIELD_NUMBER: _ClassVar[int]
+    campaign: str
+    driver: str
+    def __init__(self, campaign: _Optional[str] = ..., driver: _Optional[str] = ...) -> None: ...
+
+class DriveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Hold(_message.Message):
+    __slots__ = ("kind", "name", "holder", "expires_unix_ms")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    kind: HoldKind
+    name: str
+    holder: str
+    expires_unix_ms: int
+    def __init__(self, kind: _Optional[_Union[HoldKind, str]] = ..., name: _Optional[str] = ..., holder: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+
+class LeaseRequest(_message.Message):
+    __slots__ = ("devices", "seconds")
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    seconds: float
+    def __init__(self, devices: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, devices: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, devices: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, devices: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HoldsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HoldsReply(_message.Message):
+    __slots__ = ("holds",)
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    holds: _containers.RepeatedCompositeFieldContainer[Hold]
+    def __init__(self, holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ...) -> None: ...
+
+class CreateTokenRequest(_message.Message):
+    __slots__ = ("uses", "expires_s", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    USES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    uses: int
+    expires_s: float
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, uses: _Optional[int] = ..., expires_s: _Optional[float] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class TokenReply(_message.Message):
+    __slots__ = ("token",)
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    def __init__(self, token: _Optional[str] = ...) -> None: ...
+
+class AddUserRequest(_message.Message):
+    __slots__ = ("name", "role")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    role: str
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ...) -> None: ...
+
+class LabelDeviceRequest(_message.Message):
+    __slots__ = ("device", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, device: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class LabelDeviceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReplaceDeviceRequest(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
+
+class RevokeDeviceRequest(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
+
+class RevokeDeviceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

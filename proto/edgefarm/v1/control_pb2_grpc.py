@@ -44,10 +44,10 @@ class ControlStub(object):
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.Run.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.Run.FromString,
                 _registered_method=True)
-        self.Runs = channel.unary_unary(
+        self.Runs = channel.unary_stream(
                 '/edgefarm.v1.Control/Runs',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.RunsRequest.SerializeToString,
-                response_deserializer=edgefarm_dot_v1_dot_control__pb2.RunsReply.FromString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.Run.FromString,
                 _registered_method=True)
         self.Devices = channel.unary_unary(
                 '/edgefarm.v1.Control/Devices',
@@ -64,10 +64,20 @@ class ControlStub(object):
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.CancelOrdersRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.CancelOrdersReply.FromString,
                 _registered_method=True)
-        self.Progress = channel.unary_unary(
+        self.Retry = channel.unary_unary(
+                '/edgefarm.v1.Control/Retry',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.RetryRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.RetryReply.FromString,
+                _registered_method=True)
+        self.Progress = channel.unary_stream(
                 '/edgefarm.v1.Control/Progress',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.ProgressRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.ProgressReply.FromString,
+                _registered_method=True)
+        self.CancelRun = channel.unary_unary(
+                '/edgefarm.v1.Control/CancelRun',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.CancelRunRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.Run.FromString,
                 _registered_method=True)
         self.Deploy = channel.unary_unary(
                 '/edgefarm.v1.Control/Deploy',
@@ -83,6 +93,66 @@ class ControlStub(object):
                 '/edgefarm.v1.Control/Deployments',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.FromString,
+                _registered_method=True)
+        self.WaitForDeployments = channel.unary_unary(
+                '/edgefarm.v1.Control/WaitForDeployments',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.WaitForDeploymentsRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.FromString,
+                _registered_method=True)
+        self.Drive = channel.unary_unary(
+                '/edgefarm.v1.Control/Drive',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.DriveRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.DriveReply.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/edgefarm.v1.Control/Leave',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.DriveRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.DriveReply.FromString,
+                _registered_method=True)
+        self.Lease = channel.unary_unary(
+                '/edgefarm.v1.Control/Lease',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.LeaseRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.HoldsReply.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/edgefarm.v1.Control/Drain',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.HoldsReply.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/edgefarm.v1.Control/Release',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.ReleaseReply.FromString,
+                _registered_method=True)
+        self.Holds = channel.unary_unary(
+                '/edgefarm.v1.Control/Holds',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.HoldsRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.HoldsReply.FromString,
+                _registered_method=True)
+        self.CreateToken = channel.unary_unary(
+                '/edgefarm.v1.Control/CreateToken',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.TokenReply.FromString,
+                _registered_method=True)
+        self.AddUser = channel.unary_unary(
+                '/edgefarm.v1.Control/AddUser',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.AddUserRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.TokenReply.FromString,
+                _registered_method=True)
+        self.LabelDevice = channel.unary_unary(
+                '/edgefarm.v1.Control/LabelDevice',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.LabelDeviceRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.LabelDeviceReply.FromString,
+                _registered_method=True)
+        self.ReplaceDevice = channel.unary_unary(
+                '/edgefarm.v1.Control/ReplaceDevice',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.ReplaceDeviceRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.TokenReply.FromString,
+                _registered_method=True)
+        self.RevokeDevice = channel.unary_unary(
+                '/edgefarm.v1.Control/RevokeDevice',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.RevokeDeviceRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.RevokeDeviceReply.FromString,
                 _registered_method=True)
 
 
@@ -125,7 +195,20 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Retry(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Progress(self, request, context):
+        """What changed since a revision, in parts; all parts name the same revision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRun(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +232,79 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WaitForDeployments(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drive(self, request, context):
+        """A driver keeps its campaign by repeating Drive; it loses it some time after the last one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lease(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Holds(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddUser(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,10 +318,10 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.Run.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.Run.SerializeToString,
             ),
-            'Runs': grpc.unary_unary_rpc_method_handler(
+            'Runs': grpc.unary_stream_rpc_method_handler(
                     servicer.Runs,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.RunsRequest.FromString,
-                    response_serializer=edgefarm_dot_v1_dot_control__pb2.RunsReply.SerializeToString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.Run.SerializeToString,
             ),
             'Devices': grpc.unary_unary_rpc_method_handler(
                     servicer.Devices,
@@ -182,10 +338,20 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.CancelOrdersRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.CancelOrdersReply.SerializeToString,
             ),
-            'Progress': grpc.unary_unary_rpc_method_handler(
+            'Retry': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retry,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.RetryRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.RetryReply.SerializeToString,
+            ),
+            'Progress': grpc.unary_stream_rpc_method_handler(
                     servicer.Progress,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.ProgressRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.ProgressReply.SerializeToString,
+            ),
+            'CancelRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRun,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.CancelRunRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.Run.SerializeToString,
             ),
             'Deploy': grpc.unary_unary_rpc_method_handler(
                     servicer.Deploy,
@@ -201,6 +367,66 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Deployments,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.SerializeToString,
+            ),
+            'WaitForDeployments': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitForDeployments,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.WaitForDeploymentsRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.SerializeToString,
+            ),
+            'Drive': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drive,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.DriveRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.DriveReply.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.DriveRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.DriveReply.SerializeToString,
+            ),
+            'Lease': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lease,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.LeaseRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.HoldsReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.DrainRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.HoldsReply.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.ReleaseRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.ReleaseReply.SerializeToString,
+            ),
+            'Holds': grpc.unary_unary_rpc_method_handler(
+                    servicer.Holds,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.HoldsRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.HoldsReply.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.CreateTokenRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.TokenReply.SerializeToString,
+            ),
+            'AddUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddUser,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.AddUserRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.TokenReply.SerializeToString,
+            ),
+            'LabelDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelDevice,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.LabelDeviceRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.LabelDeviceReply.SerializeToString,
+            ),
+            'ReplaceDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceDevice,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.ReplaceDeviceRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.TokenReply.SerializeToString,
+            ),
+            'RevokeDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeDevice,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.RevokeDeviceRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.RevokeDeviceReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -278,12 +504,12 @@ class Control(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/edgefarm.v1.Control/Runs',
             edgefarm_dot_v1_dot_control__pb2.RunsRequest.SerializeToString,
-            edgefarm_dot_v1_dot_control__pb2.RunsReply.FromString,
+            edgefarm_dot_v1_dot_control__pb2.Run.FromString,
             options,
             channel_credentials,
             insecure,
@@ -376,7 +602,7 @@ class Control(object):
             _registered_method=True)
 
     @staticmethod
-    def Progress(request,
+    def Retry(request,
             target,
             options=(),
             channel_credentials=None,
@@ -389,9 +615,63 @@ class Control(object):
         return grpc.experimental.unary_unary(
             request,
             target,
+            '/edgefarm.v1.Control/Retry',
+            edgefarm_dot_v1_dot_control__pb2.RetryRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.RetryReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Progress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
             '/edgefarm.v1.Control/Progress',
             edgefarm_dot_v1_dot_control__pb2.ProgressRequest.SerializeToString,
             edgefarm_dot_v1_dot_control__pb2.ProgressReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/CancelRun',
+            edgefarm_dot_v1_dot_control__pb2.CancelRunRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.Run.FromString,
             options,
             channel_credentials,
             insecure,
@@ -473,6 +753,330 @@ class Control(object):
             '/edgefarm.v1.Control/Deployments',
             edgefarm_dot_v1_dot_control__pb2.DeploymentsRequest.SerializeToString,
             edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitForDeployments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/WaitForDeployments',
+            edgefarm_dot_v1_dot_control__pb2.WaitForDeploymentsRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/Drive',
+            edgefarm_dot_v1_dot_control__pb2.DriveRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.DriveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/Leave',
+            edgefarm_dot_v1_dot_control__pb2.DriveRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.DriveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/Lease',
+            edgefarm_dot_v1_dot_control__pb2.LeaseRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.HoldsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/Drain',
+            edgefarm_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.HoldsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/Release',
+            edgefarm_dot_v1_dot_control__pb2.ReleaseRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.ReleaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Holds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/Holds',
+            edgefarm_dot_v1_dot_control__pb2.HoldsRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.HoldsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/CreateToken',
+            edgefarm_dot_v1_dot_control__pb2.CreateTokenRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.TokenReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/AddUser',
+            edgefarm_dot_v1_dot_control__pb2.AddUserRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.TokenReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/LabelDevice',
+            edgefarm_dot_v1_dot_control__pb2.LabelDeviceRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.LabelDeviceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/ReplaceDevice',
+            edgefarm_dot_v1_dot_control__pb2.ReplaceDeviceRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.TokenReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/RevokeDevice',
+            edgefarm_dot_v1_dot_control__pb2.RevokeDeviceRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.RevokeDeviceReply.FromString,
             options,
             channel_credentials,
             insecure,

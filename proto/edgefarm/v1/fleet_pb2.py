@@ -25,35 +25,53 @@ _sym_db = _symbol_database.Default()
 from edgefarm.v1 import types_pb2 as edgefarm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64gefarm/v1/fleet.proto\x12\x0b\x65\x64gefarm.v1\x1a\x17\x65\x64gefarm/v1/types.proto\"\xa4\x02\n\x0c\x41gentMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.edgefarm.v1.HelloH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.edgefarm.v1.HeartbeatH\x00\x12%\n\x06probed\x18\x03 \x01(\x0b\x32\x13.edgefarm.v1.ProbedH\x00\x12\'\n\x07\x61ttempt\x18\x04 \x01(\x0b\x32\x14.edgefarm.v1.AttemptH\x00\x12.\n\x0border_ended\x18\x05 \x01(\x0b\x32\x17.edgefarm.v1.OrderEndedH\x00\x12:\n\x11\x64\x65ployment_status\x18\x06 \x01(\x0b\x32\x1d.edgefarm.v1.DeploymentStatusH\x00\x42\x06\n\x04\x62ody\"\x85\x02\n\x11\x43ontrollerMessage\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.edgefarm.v1.WelcomeH\x00\x12#\n\x05order\x18\x02 \x01(\x0b\x32\x12.edgefarm.v1.OrderH\x00\x12%\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x13.edgefarm.v1.CancelH\x00\x12\x1f\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x10.edgefarm.v1.AckH\x00\x12-\n\ndeployment\x18\x05 \x01(\x0b\x32\x17.edgefarm.v1.DeploymentH\x00\x12#\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x12.edgefarm.v1.DrainH\x00\x42\x06\n\x04\x62ody\"\xeb\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12#\n\x06\x64\x65vice\x18\x04 \x01(\x0b\x32\x13.edgefarm.v1.Device\x12\x0e\n\x06probed\x18\x05 \x01(\x08\x12\x13\n\x0bopen_orders\x18\x06 \x03(\t\x12.\n\x0eunacknowledged\x18\x07 \x03(\x0b\x32\x16.edgefarm.v1.AttemptId\x12\x32\n\x0b\x64\x65ployments\x18\x08 \x03(\x0b\x32\x1d.edgefarm.v1.DeploymentStatus\")\n\tAttemptId\x12\r\n\x05order\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\"F\n\tHeartbeat\x12\r\n\x05order\x18\x01 \x01(\t\x12\x17\n\x0f\x64isk_free_bytes\x18\x02 \x01(\x04\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\"-\n\x06Probed\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.edgefarm.v1.Device\".\n\nOrderEnded\x12\r\n\x05order\x18\x01 \x01(\t\x12\x11\n\tcancelled\x18\x02 \x01(\x08\"c\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x14\n\x0cheartbeat_ns\x18\x04 \x01(\x04\x12\x0f\n\x07session\x18\x05 \x01(\t\"\x17\n\x06\x43\x61ncel\x12\r\n\x05order\x18\x01 \x01(\t\"#\n\x03\x41\x63k\x12\r\n\x05order\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\"\x07\n\x05\x44rain2P\n\x05\x46leet\x12G\n\x06\x41ttach\x12\x19.edgefarm.v1.AgentMessage\x1a\x1e.edgefarm.v1.ControllerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64gefarm/v1/fleet.proto\x12\x0b\x65\x64gefarm.v1\x1a\x17\x65\x64gefarm/v1/types.proto\"=\n\rEnrollRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\t\"X\n\x0b\x45nrollReply\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x03 \x01(\t\x12\x14\n\x0cmain_address\x18\x04 \x01(\t\":\n\x0cRenewRequest\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"[\n\nRenewReply\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\t\x12\x14\n\x0cmain_address\x18\x03 \x01(\t\x12\x0f\n\x07unix_ms\x18\x04 \x01(\x03\"\xd1\x02\n\x0c\x41gentMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.edgefarm.v1.HelloH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.edgefarm.v1.HeartbeatH\x00\x12%\n\x06probed\x18\x03 \x01(\x0b\x32\x13.edgefarm.v1.ProbedH\x00\x12\'\n\x07\x61ttempt\x18\x04 \x01(\x0b\x32\x14.edgefarm.v1.AttemptH\x00\x12.\n\x0border_ended\x18\x05 \x01(\x0b\x32\x17.edgefarm.v1.OrderEndedH\x00\x12:\n\x11\x64\x65ployment_status\x18\x06 \x01(\x0b\x32\x1d.edgefarm.v1.DeploymentStatusH\x00\x12+\n\ttelemetry\x18\x07 \x01(\x0b\x32\x16.edgefarm.v1.TelemetryH\x00\x42\x06\n\x04\x62ody\"\x85\x02\n\x11\x43ontrollerMessage\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.edgefarm.v1.WelcomeH\x00\x12#\n\x05order\x18\x02 \x01(\x0b\x32\x12.edgefarm.v1.OrderH\x00\x12%\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x13.edgefarm.v1.CancelH\x00\x12\x1f\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x10.edgefarm.v1.AckH\x00\x12-\n\ndeployment\x18\x05 \x01(\x0b\x32\x17.edgefarm.v1.DeploymentH\x00\x12#\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x12.edgefarm.v1.DrainH\x00\x42\x06\n\x04\x62ody\"\xeb\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12#\n\x06\x64\x65vice\x18\x04 \x01(\x0b\x32\x13.edgefarm.v1.Device\x12\x0e\n\x06probed\x18\x05 \x01(\x08\x12\x13\n\x0bopen_orders\x18\x06 \x03(\t\x12.\n\x0eunacknowledged\x18\x07 \x03(\x0b\x32\x16.edgefarm.v1.AttemptId\x12\x32\n\x0b\x64\x65ployments\x18\x08 \x03(\x0b\x32\x1d.edgefarm.v1.DeploymentStatus\")\n\tAttemptId\x12\r\n\x05order\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\"V\n\tHeartbeat\x12\r\n\x05order\x18\x01 \x01(\t\x12\x17\n\x0f\x64isk_free_bytes\x18\x02 \x01(\x04\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06paused\x18\x04 \x01(\x08\"-\n\x06Probed\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.edgefarm.v1.Device\".\n\nOrderEnded\x12\r\n\x05order\x18\x01 \x01(\t\x12\x11\n\tcancelled\x18\x02 \x01(\x08\"2\n\tTelemetry\x12%\n\x08\x66\x61milies\x18\x01 \x03(\x0b\x32\x13.edgefarm.v1.Family\";\n\x06\x46\x61mily\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06series\x18\x02 \x03(\x0b\x32\x13.edgefarm.v1.Series\"w\n\x06Series\x12/\n\x06labels\x18\x01 \x03(\x0b\x32\x1f.edgefarm.v1.Series.LabelsEntry\x12\r\n\x05value\x18\x02 \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x14\n\x0cheartbeat_ns\x18\x04 \x01(\x04\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\x14\n\x0ctelemetry_ns\x18\x06 \x01(\x04\x12\x0f\n\x07unix_ms\x18\x07 \x01(\x03\"\x17\n\x06\x43\x61ncel\x12\r\n\x05order\x18\x01 \x01(\t\"#\n\x03\x41\x63k\x12\r\n\x05order\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\"\x07\n\x05\x44rain2\xd1\x01\n\x05\x46leet\x12G\n\x06\x41ttach\x12\x19.edgefarm.v1.AgentMessage\x1a\x1e.edgefarm.v1.ControllerMessage(\x01\x30\x01\x12>\n\x06\x45nroll\x12\x1a.edgefarm.v1.EnrollRequest\x1a\x18.edgefarm.v1.EnrollReply\x12?\n\x05Renew\x12\x19.edgefarm.v1.RenewRequest\x1a\x17.edgefarm.v1.RenewReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edgefarm.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AGENTMESSAGE']._serialized_start=66
-  _globals['_AGENTMESSAGE']._serialized_end=358
-  _globals['_CONTROLLERMESSAGE']._serialized_start=361
-  _globals['_CONTROLLERMESSAGE']._serialized_end=622
-  _globals['_HELLO']._serialized_start=625
-  _globals['_HELLO']._serialized_end=860
-  _globals['_ATTEMPTID']._serialized_start=862
-  _globals['_ATTEMPTID']._serialized_end=903
-  _globals['_HEARTBEAT']._serialized_start=905
-  _globals['_HEARTBEAT']._serialized_end=975
-  _globals['_PROBED']._serialized_start=977
-  _globals['_PROBED']._serialized_end=1022
-  _globals['_ORDERENDED']._serialized_start=1024
-  _globals['_ORDERENDED']._serialized_end=1070
-  _globals['_WELCOME']._serialized_start=1072
-  _globals['_WELCOME']._serialized_end=1171
-  _globals['_CANCEL']._serialized_start=1173
-  _globals['_CANCEL']._serialized_end=1196
-  _globals['_ACK']._serialized_start=1198
-  _globals['_ACK']._serialized_end=1233
-  _globals['_DRAIN']._serialized_start=1235
-  _globals['_DRAIN']._serialized_end=1242
-  _globals['_FLEET']._serialized_start=1244
-  _globals['_FLEET']._serialized_end=1324
+  _globals['_SERIES_LABELSENTRY']._loaded_options = None
+  _globals['_SERIES_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_ENROLLREQUEST']._serialized_start=65
+  _globals['_ENROLLREQUEST']._serialized_end=126
+  _globals['_ENROLLREPLY']._serialized_start=128
+  _globals['_ENROLLREPLY']._serialized_end=216
+  _globals['_RENEWREQUEST']._serialized_start=218
+  _globals['_RENEWREQUEST']._serialized_end=276
+  _globals['_RENEWREPLY']._serialized_start=278
+  _globals['_RENEWREPLY']._serialized_end=369
+  _globals['_AGENTMESSAGE']._serialized_start=372
+  _globals['_AGENTMESSAGE']._serialized_end=709
+  _globals['_CONTROLLERMESSAGE']._serialized_start=712
+  _globals['_CONTROLLERMESSAGE']._serialized_end=973
+  _globals['_HELLO']._serialized_start=976
+  _globals['_HELLO']._serialized_end=1211
+  _globals['_ATTEMPTID']._serialized_start=1213
+  _globals['_ATTEMPTID']._serialized_end=1254
+  _globals['_HEARTBEAT']._serialized_start=1256
+  _globals['_HEARTBEAT']._serialized_end=1342
+  _globals['_PROBED']._serialized_start=1344
+  _globals['_PROBED']._serialized_end=1389
+  _globals['_ORDERENDED']._serialized_start=1391
+  _globals['_ORDERENDED']._serialized_end=1437
+  _globals['_TELEMETRY']._serialized_start=1439
+  _globals['_TELEMETRY']._serialized_end=1489
+  _globals['_FAMILY']._serialized_start=1491
+  _globals['_FAMILY']._serialized_end=1550
+  _globals['_SERIES']._serialized_start=1552
+  _globals['_SERIES']._serialized_end=1671
+  _globals['_SERIES_LABELSENTRY']._serialized_start=1626
+  _globals['_SERIES_LABELSENTRY']._serialized_end=1671
+  _globals['_WELCOME']._serialized_start=1674
+  _globals['_WELCOME']._serialized_end=1812
+  _globals['_CANCEL']._serialized_start=1814
+  _globals['_CANCEL']._serialized_end=1837
+  _globals['_ACK']._serialized_start=1839
+  _globals['_ACK']._serialized_end=1874
+  _globals['_DRAIN']._serialized_start=1876
+  _globals['_DRAIN']._serialized_end=1883
+  _globals['_FLEET']._serialized_start=1886
+  _globals['_FLEET']._serialized_end=2095
 # @@protoc_insertion_point(module_scope)

@@ -7,21 +7,65 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class EnrollRequest(_message.Message):
+    __slots__ = ("token", "name", "csr_pem")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    name: str
+    csr_pem: str
+    def __init__(self, token: _Optional[str] = ..., name: _Optional[str] = ..., csr_pem: _Optional[str] = ...) -> None: ...
+
+class EnrollReply(_message.Message):
+    __slots__ = ("kind", "name", "certificate_pem", "main_address")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    MAIN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    certificate_pem: str
+    main_address: str
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., certificate_pem: _Optional[str] = ..., main_address: _Optional[str] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("certificate_pem", "signature")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: str
+    signature: bytes
+    def __init__(self, certificate_pem: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("nonce", "certificate_pem", "main_address", "unix_ms")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    MAIN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    nonce: bytes
+    certificate_pem: str
+    main_address: str
+    unix_ms: int
+    def __init__(self, nonce: _Optional[bytes] = ..., certificate_pem: _Optional[str] = ..., main_address: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...
+
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "heartbeat", "probed", "attempt", "order_ended", "deployment_status")
+    __slots__ = ("hello", "heartbeat", "probed", "attempt", "order_ended", "deployment_status", "telemetry")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PROBED_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ORDER_ENDED_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_STATUS_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     probed: Probed
     attempt: _types_pb2.Attempt
     order_ended: OrderEnded
     deployment_status: _types_pb2.DeploymentStatus
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., probed: _Optional[_Union[Probed, _Mapping]] = ..., attempt: _Optional[_Union[_types_pb2.Attempt, _Mapping]] = ..., order_ended: _Optional[_Union[OrderEnded, _Mapping]] = ..., deployment_status: _Optional[_Union[_types_pb2.DeploymentStatus, _Mapping]] = ...) -> None: ...
+    telemetry: Telemetry
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., probed: _Optional[_Union[Probed, _Mapping]] = ..., attempt: _Optional[_Union[_types_pb2.Attempt, _Mapping]] = ..., order_ended: _Optional[_Union[OrderEnded, _Mapping]] = ..., deployment_status: _Optional[_Union[_types_pb2.DeploymentStatus, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
 
 class ControllerMessage(_message.Message):
     __slots__ = ("welcome", "order", "cancel", "ack", "deployment", "drain")
@@ -68,14 +112,16 @@ class AttemptId(_message.Message):
     def __init__(self, order: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("order", "disk_free_bytes", "rss_bytes")
+    __slots__ = ("order", "disk_free_bytes", "rss_bytes", "paused")
     ORDER_FIELD_NUMBER: _ClassVar[int]
     DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
     order: str
     disk_free_bytes: int
     rss_bytes: int
-    def __init__(self, order: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+    paused: bool
+    def __init__(self, order: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., paused: bool = ...) -> None: ...
 
 class Probed(_message.Message):
     __slots__ = ("device",)
@@ -91,19 +137,52 @@ class OrderEnded(_message.Message):
     cancelled: bool
     def __init__(self, order: _Optional[str] = ..., cancelled: bool = ...) -> None: ...
 
+class Telemetry(_message.Message):
+    __slots__ = ("families",)
+    FAMILIES_FIELD_NUMBER: _ClassVar[int]
+    families: _containers.RepeatedCompositeFieldContainer[Family]
+    def __init__(self, families: _Optional[_Iterable[_Union[Family, _Mapping]]] = ...) -> None: ...
+
+class Family(_message.Message):
+    __slots__ = ("name", "series")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SERIES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    series: _containers.RepeatedCompositeFieldContainer[Series]
+    def __init__(self, name: _Optional[str] = ..., series: _Optional[_Iterable[_Union[Series, _Mapping]]] = ...) -> None: ...
+
+class Series(_message.Message):
+    __slots__ = ("labels", "value")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.ScalarMap[str, str]
+    value: float
+    def __init__(self, labels: _Optional[_Mapping[str, str]] = ..., value: _Optional[float] = ...) -> None: ...
+
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "features", "epoch", "heartbeat_ns", "session")
+    __slots__ = ("protocol", "features", "epoch", "heartbeat_ns", "session", "telemetry_ns", "unix_ms")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_NS_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_NS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     features: _containers.RepeatedScalarFieldContainer[str]
     epoch: int
     heartbeat_ns: int
     session: str
-    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., epoch: _Optional[int] = ..., heartbeat_ns: _Optional[int] = ..., session: _Optional[str] = ...) -> None: ...
+    telemetry_ns: int
+    unix_ms: int
+    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., epoch: _Optional[int] = ..., heartbeat_ns: _Optional[int] = ..., session: _Optional[str] = ..., telemetry_ns: _Optional[int] = ..., unix_ms: _Optional[int] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("order",)

@@ -39,6 +39,16 @@ class FleetStub(object):
                 request_serializer=edgefarm_dot_v1_dot_fleet__pb2.AgentMessage.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_fleet__pb2.ControllerMessage.FromString,
                 _registered_method=True)
+        self.Enroll = channel.unary_unary(
+                '/edgefarm.v1.Fleet/Enroll',
+                request_serializer=edgefarm_dot_v1_dot_fleet__pb2.EnrollRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_fleet__pb2.EnrollReply.FromString,
+                _registered_method=True)
+        self.Renew = channel.stream_stream(
+                '/edgefarm.v1.Fleet/Renew',
+                request_serializer=edgefarm_dot_v1_dot_fleet__pb2.RenewRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_fleet__pb2.RenewReply.FromString,
+                _registered_method=True)
 
 
 class FleetServicer(object):
@@ -50,6 +60,20 @@ class FleetServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Enroll(self, request, context):
+        """On the join port, without a certificate of the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request_iterator, context):
+        """The certificate up, a nonce down, the proof up, a fresh certificate down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -57,6 +81,16 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=edgefarm_dot_v1_dot_fleet__pb2.AgentMessage.FromString,
                     response_serializer=edgefarm_dot_v1_dot_fleet__pb2.ControllerMessage.SerializeToString,
+            ),
+            'Enroll': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enroll,
+                    request_deserializer=edgefarm_dot_v1_dot_fleet__pb2.EnrollRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_fleet__pb2.EnrollReply.SerializeToString,
+            ),
+            'Renew': grpc.stream_stream_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=edgefarm_dot_v1_dot_fleet__pb2.RenewRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_fleet__pb2.RenewReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +120,60 @@ class Fleet(object):
             '/edgefarm.v1.Fleet/Attach',
             edgefarm_dot_v1_dot_fleet__pb2.AgentMessage.SerializeToString,
             edgefarm_dot_v1_dot_fleet__pb2.ControllerMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enroll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Fleet/Enroll',
+            edgefarm_dot_v1_dot_fleet__pb2.EnrollRequest.SerializeToString,
+            edgefarm_dot_v1_dot_fleet__pb2.EnrollReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/edgefarm.v1.Fleet/Renew',
+            edgefarm_dot_v1_dot_fleet__pb2.RenewRequest.SerializeToString,
+            edgefarm_dot_v1_dot_fleet__pb2.RenewReply.FromString,
             options,
             channel_credentials,
             insecure,

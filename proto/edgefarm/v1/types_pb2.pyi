@@ -329,7 +329,7 @@ class Order(_message.Message):
     def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., model: _Optional[str] = ..., device_class: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., latency: _Optional[_Union[LatencyWork, _Mapping]] = ..., memory: _Optional[_Union[MemoryWork, _Mapping]] = ..., accuracy: _Optional[_Union[AccuracyWork, _Mapping]] = ...) -> None: ...
 
 class ContenderResult(_message.Message):
-    __slots__ = ("key", "n", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "load_ns", "first_inference_ns", "warmup_inferences", "placement", "burst_p50_ns", "failure", "disturbed", "left_out")
+    __slots__ = ("key", "n", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "load_ns", "first_inference_ns", "warmup_inferences", "placement", "burst_p50_ns", "failure", "disturbed", "left_out", "chosen")
     class PlacementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -337,6 +337,13 @@ class ContenderResult(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class ChosenEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     KEY_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
     MEAN_NS_FIELD_NUMBER: _ClassVar[int]
@@ -351,6 +358,7 @@ class ContenderResult(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     DISTURBED_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
     key: str
     n: int
     mean_ns: float
@@ -365,7 +373,8 @@ class ContenderResult(_message.Message):
     failure: Failure
     disturbed: int
     left_out: int
-    def __init__(self, key: _Optional[str] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., p90_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., first_inference_ns: _Optional[int] = ..., warmup_inferences: _Optional[int] = ..., placement: _Optional[_Mapping[str, int]] = ..., burst_p50_ns: _Optional[_Iterable[int]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., disturbed: _Optional[int] = ..., left_out: _Optional[int] = ...) -> None: ...
+    chosen: _containers.ScalarMap[str, str]
+    def __init__(self, key: _Optional[str] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., p90_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., first_inference_ns: _Optional[int] = ..., warmup_inferences: _Optional[int] = ..., placement: _Optional[_Mapping[str, int]] = ..., burst_p50_ns: _Optional[_Iterable[int]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., disturbed: _Optional[int] = ..., left_out: _Optional[int] = ..., chosen: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LatencyResult(_message.Message):
     __slots__ = ("contenders", "resident_together", "samples")

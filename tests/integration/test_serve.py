@@ -1,0 +1,102 @@
+"""`controller serve` as a process."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from controller.login import connected
+from edgefarm.enrolment import enroll
+from edgefarm.model import DeviceStatus
+from tests.integration.serving import EnrolledAgent, ServeProcess
+
+
+def token(served: ServeProcess, *arguments: str) -> str:
+    command = [sys.executable, "-m", "controller.cli", "token", "create", "--controller", served.socket, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return next(word for word in done.stdout.split() if word.startswith("edgefarm1."))
+
+
+def status_of(served: ServeProcess, folder: Path, *states: str) -> DeviceStatus:
+    """Of the only device, once it is in one of `states`."""
+    with connected(served.socket, folder, 20.0) as client:
+        deadline, pause = time.monotonic() + 60, threading.Event()
+        while not (found := [d for d in client.devices() if d.state in states]):
+            assert time.monotonic() < deadline, client.devices()
+            pause.wait(0.05)
+        return found[0]
+
+
+def test_a_device_stays_with_it_over_a_restart(tmp_path: Path) -> None:
+    with ServeProcess(tmp_path / "state") as first:
+        enroll(first.join, token(first, "--label", "site=lab"), "pi", tmp_path / "pi" / "identity")
+        with EnrolledAgent(tmp_path / "pi") as agent:
+            assert status_of(first, tmp_path / "fetched", "ready").device.labels["site"] == "lab"
+            assert first.terminate() == 0
+            config = tmp_path / "controller.yaml"
+            config.write_text(f"listen: {first.join}\nmain: {first.main}\n")
+            with ServeProcess(tmp_path / "state", "--config", str(config)) as second:
+                assert (second.join, second.main) == (first.join, first.main)
+                assert status_of(second, tmp_path / "fetched", "ready").device.labels["site"] == "lab"
+                assert agent.process.poll() is None
+                assert second.terminate() == 0
+
+
+def test_how_it_ends(tmp_path: Path) -> None:
+    with ServeProcess(tmp_path / "state") as served:
+        for path in (tmp_path / "state" / "private", tmp_path / "state" / "authority", tmp_path / "state" / "store.db"):
+            assert not stat.S_IMODE(path.stat().st_mode) & 0o077
+        second = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0"]
+        busy = subprocess.run(second, capture_output=True, text=True, timeout=60)
+        assert (busy.returncode, f"(process {served.process.pid})" in busy.stderr) == (2, True)
+        assert served.terminate(signal.SIGINT) == 130
+    assert "stopping" in served.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(("--listen", "nonsense:x"), "HOST:PORT"), (("--config", "absent.yaml"), "no such file")]
+)
+def test_what_is_wrong_is_said(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / "state"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / ("x" * 90)), "--listen", "127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "choose a shorter --state" in done.stderr) == (2, True)
+
+
+def test_it_serves_metrics_if_asked_to(tmp_path: Path) -> None:
+    with ServeProcess(tmp_path / "state", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0") as served:
+        enroll(served.join, token(served), "pi", tmp_path / "pi" / "identity")
+        with EnrolledAgent(tmp_path / "pi"):
+            status_of(served, tmp_path / "fetched", "ready")
+            page, deadline = "", time.monotonic() + 60
+            while 'edgefarm_certificate_expiry_timestamp_seconds{device="pi"}' not in page:
+                assert time.monotonic() < deadline, page
+                with urllib.request.urlopen(f"{served.metrics}/metrics", timeout=20) as reply:
+                    page = reply.read().decode()
+        assert 'edgefarm_controller_certificate_expiry_timestamp_seconds{certificate="authority"}' in page
+        assert served.terminate() == 0
+    with ServeProcess(tmp_path / "other") as silent:
+        assert not silent.metrics
+
+
+def test_a_metrics_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0"]
+        done = subprocess.run([*command, "--metrics", address], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"--metrics {address}: Address already in use" in done.stderr

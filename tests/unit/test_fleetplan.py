@@ -1,0 +1,116 @@
+"""Which candidates a device measures, what it compares them with, and why it cannot take part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controller.config.fleet import Target
+from controller.config.schema import Constraints
+from controller.evidence import Evaluation, Group
+from controller.fleetplan import Build, Setting, Unable, formats_expected, formats_run, group
+from edgefarm.model import Artifact, Capability, Device, DeviceStatus, FileEntry, Io, Reduction, TensorMap
+
+SETTING = Setting("r@1", "m", "sha256:inputs", Evaluation((), Reduction()), None, ("stable",), 1)
+ORT = Capability("onnxruntime", "CPUExecutionProvider", "1", True, "", ("onnx",), {"execution_provider": "CPUExecutionProvider"})
+XNNPACK = Capability("tflite", "xnnpack", "2", True, "", ("tflite",), {"delegate": "xnnpack"})
+BUILTIN = Capability("tflite", "none", "2", True, "", ("tflite",), {"delegate": "none"})
+OPENVINO = Capability("openvino", "CPU", "3", True, "", ("openvino", "onnx", "tflite"), {"device": "CPU"})
+BROKEN = replace(ORT, available=False, reason="illegal instruction")
+IO = Io((TensorMap("x", "a"),), (TensorMap("y", "b"),))
+
+
+def build(name: str, model_format: str, *, plain: bool = False, io: Io | None = None) -> Build:
+    digest = f"sha256:{name:0>64.64}"
+    return Build(Artifact(digest, 10, model_format, (FileEntry("f", digest, 10),)), name, io, plain)
+
+
+SOURCE, INT8 = build("source", "onnx"), build("int8", "onnx")
+TFLITE, TFLITE_INT8 = build("tflite", "tflite", plain=True, io=IO), build("tflite-int8", "tflite", io=IO)
+XML = build("openvino", "openvino", plain=True)
+BUILDS = (INT8, TFLITE, TFLITE_INT8, XML)
+
+
+def planned(*capabilities: Capability, formats: tuple[str, ...] = (), source: Build = SOURCE, builds: tuple[Build, ...] = BUILDS) -> Group:
+    groups, unable = plan(*capabilities, formats=formats, source=source, builds=builds)
+    assert not unable
+    return groups[0]
+
+
+def plan(
+    *capabilities: Capability, formats: tuple[str, ...] = (), source: Build = SOURCE, builds: tuple[Build, ...] = BUILDS
+) -> tuple[list[Group], list[Unable]]:
+    device = Device("d", "id", "h", {}, {"cpu": "x"}, capabilities)
+    target = Target("d", ("onnxruntime", "tflite", "openvino"), 1, (1,), {}, "latency_p50", Constraints(), formats)
+    return group(source, builds, [(target, DeviceStatus(device, "c", "ready"))], SETTING)
+
+
+def pairs(found: Group) -> list[tuple[str, str]]:
+    return [(e.variant, e.candidate.runtime) for e in found.entries]
+
+
+def test_every_file_in_every_runtime_that_opens_it() -> None:
+    assert pairs(planned(ORT, OPENVINO, BUILTIN)) == [
+        ("source", "onnxruntime"), ("source", "openvino"), ("int8", "onnxruntime"), ("int8", "openvino"),
+        ("tflite", "openvino"), ("tflite", "tflite"), ("tflite-int8", "openvino"), ("tflite-int8", "tflite"), ("openvino", "openvino"),
+    ]  # fmt: skip
+
+
+def test_mappings_and_options_are_kept() -> None:
+    found = planned(XNNPACK, BUILTIN)
+    assert [(e.candidate.options["delegate"], e.candidate.io) for e in found.entries] == [("xnnpack", IO), ("none", IO)] * 2
+
+
+def test_the_source_in_its_own_runtime_is_the_baseline() -> None:
+    base = planned(OPENVINO, ORT).baseline
+    assert (base.variant, base.candidate.runtime, base.note) == ("source", "onnxruntime", "")
+    base = planned(OPENVINO, XNNPACK, BUILTIN, source=replace(TFLITE, io=None), builds=()).baseline
+    assert (base.candidate.runtime, base.candidate.options["delegate"]) == ("tflite", "xnnpack")
+
+
+def test_a_stand_in_says_so() -> None:
+    base = planned(OPENVINO, BROKEN).baseline
+    assert (base.variant, base.candidate.runtime) == ("source", "openvino")
+    assert base.note == "the source's own file in openvino: onnxruntime illegal instruction"
+    base = planned(XNNPACK, BUILTIN).baseline
+    assert (base.variant, base.candidate.runtime, base.candidate.options["delegate"]) == ("tflite", "tflite", "xnnpack")
+    assert base.note == "stands in for the source, which it was converted from: onnxruntime is not among its runtimes"
+    assert base.baseline
+    assert sum(e.baseline for e in planned(XNNPACK, BUILTIN).entries) == 1
+
+
+def test_a_quantised_conversion_never_stands_in() -> None:
+    groups, unable = plan(XNNPACK, builds=(INT8, TFLITE_INT8))
+    assert groups == []
+    assert unable[0].reason == "it cannot run the source: onnxruntime is not among its runtimes"
+
+
+def test_formats_that_programs_do_not_expect_are_left_out() -> None:
+    assert pairs(planned(ORT, XNNPACK, OPENVINO, formats=("onnx",))) == [
+        ("source", "onnxruntime"), ("source", "openvino"), ("int8", "onnxruntime"), ("int8", "openvino"),
+    ]  # fmt: skip
+    groups, unable = plan(XNNPACK, formats=("onnx",))
+    assert groups == []
+    assert unable[0].reason.endswith("it could run tflite, but the programs there load onnx files: name tflite under 'runtimes'")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "formats", "expected"),
+    [
+        ((ORT,), (), {"onnx"}),
+        ((BROKEN, XNNPACK), (), {"tflite"}),
+        ((OPENVINO,), (), {"onnx", "tflite", "openvino"}),
+        ((OPENVINO,), ("onnx",), {"onnx"}),
+        ((BROKEN,), (), set()),
+    ],
+)
+def test_formats_that_are_worth_making(capabilities: tuple[Capability, ...], formats: tuple[str, ...], expected: set[str]) -> None:
+    target = Target("d", ("onnxruntime", "tflite", "openvino"), 1, (1,), {}, "latency_p50", Constraints(), formats)
+    assert formats_run([(target, DeviceStatus(Device("d", "i", "h", capabilities=capabilities), "c", "ready"))]) == expected
+
+
+def test_formats_before_any_device_has_spoken() -> None:
+    target = Target("d", ("tflite",), 1, (1,), {}, "latency_p50", Constraints())
+    assert formats_expected([target]) == {"tflite"}
+    assert formats_expected([target, replace(target, runtimes=("openvino", "onnxruntime"), formats=("onnx",))]) == {"tflite", "onnx"}
