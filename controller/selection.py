@@ -230,7 +230,7 @@ def _choice(
 
 
 def _why_not(group: Group, judgement: Judgement, winner: Judgement | None, evidence: Evidence, device: str) -> str:
-    if _unconfirmed(judgement.entry, evidence, device):
+    if not judgement.entry.baseline and _unconfirmed(judgement.entry, evidence, device):
         return f"not confirmed as faster than the baseline on {device}"
     if winner is None or winner.entry.baseline:
         ratio = judgement.speedup

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 Report = Mapping[str, Any]
+_SHOWN_CHARACTERS = 300
 _CSV_COLUMNS = """run device class variant runtime threads winner feasible pareto rejected p50_ns p90_ns p99_ns speedup speedup_low
 speedup_high accuracy accuracy_n bytes peak_rss_bytes verdict format options"""
 _COLUMNS = ("", "variant", "runtime", "threads", "p50 ms", "speed-up (95 %)", "accuracy", "size MiB", "memory MiB", "why not")
@@ -52,7 +53,7 @@ def _row(candidate: Mapping[str, Any]) -> dict[str, str]:
         "accuracy": f"{accuracy['value']:.4f}" if accuracy and accuracy["value"] is not None else "-",
         "size MiB": f"{candidate['artifact']['bytes'] / 2**20:.2f}",
         "memory MiB": f"{memory['peak_rss_bytes'] / 2**20:.1f}" if memory else "-",
-        "why not": candidate["rejected"] or "",
+        "why not": _one_line(candidate["rejected"] or ""),
     }
 
 
@@ -89,7 +90,7 @@ def table(report: Report, width: int | None = None) -> str:
         if device["baseline"] and device["baseline"].get("note"):
             console.print(Text(f"  baseline: {device['baseline']['note']}"))
         for failure in device["failures"]:
-            console.print(Text(f"  failed: {failure['variant']} ({failure['stage']}, {failure['kind']}): {failure['detail']}"))
+            console.print(Text(f"  failed: {_failure_line(failure)}"))
         deployment = device["deployment"]
         if deployment:
             where = deployment["path"] or deployment["reason"] or ""
@@ -185,7 +186,13 @@ def as_html(report: Report) -> str:
 
 
 def _failure_line(failure: Mapping[str, Any]) -> str:
-    return f"{failure['variant']} ({failure['stage']}, {failure['kind']}): {failure['detail']}"
+    return f"{failure['variant']} ({failure['stage']}, {failure['kind']}): {_one_line(failure['detail'])}"
+
+
+def _one_line(text: str) -> str:
+    """For people; libraries' messages may be pages long. The JSON form has all of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"
 
 
 def _html_row(device: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:

@@ -100,6 +100,16 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, name: str, parameters: di
         assert digest_file(one) == digest_file(other), one.name
 
 
+def test_nothing_is_left_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a library that calls home keeps who is calling."""
+    path, home = built("tflite", tmp_path)[0], tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    request = PassRequest(PASSES["to_openvino"], {}, str(path), "", "", str(tmp_path / "work"), "", str(tmp_path / "no"), 120)
+    assert run_pass(request).outcome == "changed"
+    assert list(home.rglob("*")) == []
+
+
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 def test_a_model_without_weights_is_unchanged(tmp_path: Path, mode: str) -> None:
     path = models_tflite.sum_net(tmp_path)

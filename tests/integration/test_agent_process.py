@@ -170,7 +170,7 @@ def test_it_stops_at_once_and_takes_its_runner_with_it(farm: FakeController, tmp
 
 def test_a_wrong_secret_ends_it_with_the_reason(farm: FakeController, tmp_path: Path) -> None:
     with AgentProcess(farm.address, tmp_path / "dev", secret="00ff") as agent:
-        assert agent.wait() == 1
+        assert agent.wait() == 2
         assert "does not accept this device's secret" in agent.output
         assert "Traceback" not in agent.output
 

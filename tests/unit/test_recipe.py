@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefarm.errors import UserError
-from optimizer.passes import PASSES
-from optimizer.recipe import Plan, RecipeError, RecipeModel, Space, Step, expand, parameters_in_full
+from optimizer.passes import PASSES, load_pass
+from optimizer.recipe import Plan, RecipeError, RecipeModel, Space, Step, alternatives, expand, parameters_in_full
 from optimizer.source import Signature, TensorSpec
 
 SPEC = (TensorSpec("x", "float32", (None, 3)),)
@@ -150,3 +151,57 @@ def test_the_table_names_files() -> None:
     root = Path(__file__).parents[2]
     for name, dotted in PASSES.items():
         assert (root / f"{dotted.split(':')[0].replace('.', '/')}.py").is_file(), name
+
+
+TFLITE = Signature(SPEC, SPEC, 3, "tflite", op_types={"CONV_2D": 2}, weight_dtypes={"float32": 2})
+GIVEN = ((Step("alternative", {"file": "/m.tflite", "digest": "sha256:0"}), TFLITE),)
+
+
+BOTH = Space(CONV, True, GIVEN)
+
+
+def test_auto_makes_what_some_device_runs() -> None:
+    def made(*formats: str, space: Space = BOTH) -> set[str]:
+        plans = expand("auto", replace(space, formats=frozenset(formats)), 99)
+        return {s.pass_name for p in plans for s in p.steps}
+
+    assert made("onnx") == {"graph", "quantize_static", "quantize_dynamic", "convert_float16"}
+    assert made("tflite") == {"alternative", "quantize_tflite"}
+    assert made("openvino") == {"to_openvino"}
+    assert made("tflite", space=Space(CONV, True)) == set()
+    assert made("tflite", "openvino", space=Space(TFLITE, True)) == {"quantize_tflite", "to_openvino"}
+    assert made("openvino", space=Space(Signature(SPEC, SPEC, 11, "openvino"), True)) == set()
+
+
+def test_a_recipe_starts_from_what_its_first_pass_reads() -> None:
+    recipes = [{"name": n, "passes": [{"pass": p}]} for n, p in (("a", "quantize_tflite"), ("b", "to_openvino"), ("c", "graph"))]
+    plans = expand(recipes, Space(CONV, True, GIVEN), 40)
+    assert [[s.pass_name for s in p.steps] for p in plans] == [["alternative", "quantize_tflite"], ["to_openvino"], ["graph"]]
+    assert names(expand(recipes, Space(CONV, True, GIVEN, frozenset({"tflite"})), 40)) == ["a"]
+    assert [p.name for p in alternatives(Space(CONV, True, GIVEN))] == ["tflite"]
+    assert alternatives(Space(CONV, True, GIVEN, ONNX)) == []
+
+
+@pytest.mark.parametrize(
+    ("passes", "place", "message"),
+    [
+        (
+            ["quantize_tflite"],
+            "passes[0].pass",
+            "quantize_tflite reads tflite, the model is onnx; give such a file under",
+        ),
+        (["to_openvino", "graph"], "passes[1].pass", "graph reads onnx, to_openvino gives it openvino"),
+        (["alternative"], "passes[0].pass", "is no pass of a recipe; name the file under model.alternatives"),
+    ],
+)
+def test_formats_that_do_not_follow(passes: list[str], place: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        expand([{"name": "a", "passes": [{"pass": p} for p in passes]}], Space(CONV, True), 40)
+    assert caught.value.field == f"optimize.recipes[0].{place}"
+    assert message in str(caught.value)
+
+
+def test_a_pass_whose_library_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(load_pass("to_openvino")), "tools", ("no-such-distribution",))
+    with pytest.raises(RecipeError, match=r"to_openvino needs: pip install 'edgefarm\[openvino\]'"):
+        expand([{"name": "a", "passes": [{"pass": "to_openvino"}]}], Space(CONV, True), 40)
