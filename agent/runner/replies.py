@@ -6,7 +6,6 @@ Numbers are in the range that they travel in, text can be stored and shown, and 
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +112,8 @@ def checked(request: Mapping[str, Any], frame: Frame, stage: Stage) -> dict[str,
 def _check_samples(archive: bytes, keys: Sequence[str]) -> None:
     """An npz with the samples of `keys` and nothing else, which does not swell when it is read."""
     wanted = {f"{key}{part}.npy" for key in keys for part in ("", ".disturbed")}
+    import zipfile  # late, as in the bench: an idle agent does without
+
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as source:
             members = source.infolist()

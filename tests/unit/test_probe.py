@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import agent.runtimes
 from agent import probe
 from agent.probe import cached_capabilities, emulation, fingerprint, host_id, labels, probe_capabilities
 from agent.runner.process import Cancelled
-from agent.runtimes import RUNTIMES, Library, RuntimeEntry
+from agent.runtimes import RUNTIMES, Library, RuntimeEntry, installed_library
 from edgefarm.model import Device
 from tests.fixtures.trees import BARE, LAPTOP, PI4, plant
 
@@ -205,3 +206,18 @@ def test_the_probe_model_is_what_the_protocol_promises() -> None:
     assert list(model.graph.output) == [y]
     assert [(n.op_type, list(n.input)) for n in model.graph.node] == [("MatMul", ["x", "x"]), ("Add", ["s", "one"])]
     assert (model.opset_import[0].version, model.ir_version) == (9, 4)
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+def test_versions_are_those_that_the_installer_recorded(name: str) -> None:
+    library = installed_library(name)
+    if library is None:
+        pytest.skip(f"runtime {name!r} is not installed here: nothing to compare")
+    assert probe.runtime_versions()[name] == importlib.metadata.version(library.distribution)
+
+
+def test_a_version_recorded_in_another_form_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))
+    library = installed_library("onnxruntime")
+    assert library is not None
+    assert probe.runtime_versions(["onnxruntime"])["onnxruntime"] == importlib.metadata.version(library.distribution)
