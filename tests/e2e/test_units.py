@@ -234,7 +234,9 @@ def test_models_are_measured_in_units(device: Device, tmp_path: Path) -> None:
 
 
 def test_a_killed_agent_is_started_again(device: Device) -> None:
+    before = int(device.machine.property("NRestarts"))
     device.comes_back("SIGKILL", lambda: device.machine("systemctl kill -s KILL edge-agent"))
+    assert int(device.machine.property("NRestarts")) > before
 
 
 def test_a_hung_agent_is_started_again(device: Device) -> None:
@@ -276,6 +278,7 @@ def test_it_attaches_after_a_reboot(device: Device) -> None:
     device.machine.wait(lambda: device.controller.state() == "lost", "lost")
     device.machine.boot()
     device.machine.wait(device.is_ready, "attached")
+    assert device.machine.property("ActiveState") == "active"
 
 
 def test_it_is_upgraded_and_goes_back(device: Device, tmp_path: Path) -> None:

@@ -93,8 +93,11 @@ def test_a_watchdog_that_is_not_meant_is_not_fed(manager: socket.socket, more: d
 
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": "/nobody/listens"}])
-def test_without_a_service_manager_nothing_happens(environment: dict[str, str]) -> None:
+def test_without_a_service_manager_nothing_happens(environment: dict[str, str], manager: socket.socket) -> None:
     notifier = Notifier(Pulses(), environment)
     notifier.ready("")
     notifier.status("x")
     notifier.stopping()
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.recv(1)  # one that it was not told of hears nothing
