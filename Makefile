@@ -68,5 +68,8 @@ wheelhouse: setup
 bench-%: setup
 	@$(BIN)/python tests/benchmarks/$*.py
 
+bench-%-tls: setup
+	@$(BIN)/python tests/benchmarks/$*.py --tls
+
 clean:
 	rm -rf $(VENV) $(PROTO_VENV)

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from grpc.experimental import ChannelOptions
 
-from edgefarm import errors, heap, wire
+from edgefarm import chunks, errors, heap, wire
 from edgefarm.channels import as_error, open_channel
 from edgefarm.credentials import Identity
 from edgefarm.model import AgentBody, ControllerBody, Heartbeat, Hello, Welcome
@@ -238,6 +238,7 @@ class Artifacts:
     def use(self, channel: grpc.Channel) -> None:
         """Makes calls over `channel` from now on."""
         self._stub = artifacts_pb2_grpc.ArtifactsStub(channel)  # type: ignore[no-untyped-call]
+        self._fetch = channel.unary_stream(chunks.FETCH, artifacts_pb2.FetchRequest.SerializeToString, chunks.decode)
 
     def stat(self, digest: str, timeout_s: float) -> tuple[bool, int]:
         """(whether the controller has it whole, bytes that arrived there)."""
@@ -250,7 +251,7 @@ class Artifacts:
     def fetch(self, digest: str, offset: int, timeout_s: float) -> Incoming:
         """The bytes from `offset` on."""
         request = artifacts_pb2.FetchRequest(digest=digest, offset=offset)
-        return Incoming(self._stub.Fetch(request, timeout=timeout_s, metadata=self._credentials().metadata()))
+        return Incoming(self._fetch(request, timeout=timeout_s, metadata=self._credentials().metadata()))
 
     def push(self, digest: str, total: int, offset: int, chunks: Iterator[bytes], timeout_s: float) -> tuple[bool, int]:
         """Sends `chunks`, which start at `offset`; returns what the controller has then."""
@@ -267,10 +268,9 @@ class Incoming:
     def __init__(self, call: Any) -> None:
         self._call = call
 
-    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+    def __iter__(self) -> Iterator[tuple[bytes | memoryview, int]]:
         try:
-            for chunk in self._call:
-                yield chunk.data, chunk.total
+            yield from self._call
         except grpc.RpcError as status:
             raise as_error(status) from status
 

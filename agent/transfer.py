@@ -37,7 +37,7 @@ class TimedOut(EdgefarmError):
 class Incoming(Protocol):
     """A running fetch."""
 
-    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+    def __iter__(self) -> Iterator[tuple[bytes | memoryview, int]]:
         """(chunk, total); total is 0 except in the first one."""
         ...
 
@@ -212,13 +212,13 @@ class _Clock:
 class _Ahead:
     """Receives in a thread of its own while the caller hashes and writes, a bounded number of chunks ahead."""
 
-    def __init__(self, incoming: Iterable[tuple[bytes, int]]) -> None:
+    def __init__(self, incoming: Iterable[tuple[bytes | memoryview, int]]) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(_AHEAD)
         self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(incoming,), name="fetch", daemon=True)
         self._thread.start()
 
-    def _read(self, incoming: Iterable[tuple[bytes, int]]) -> None:
+    def _read(self, incoming: Iterable[tuple[bytes | memoryview, int]]) -> None:
         end: Any = _END
         try:
             for chunk in incoming:
@@ -238,7 +238,7 @@ class _Ahead:
             except queue.Full:
                 continue
 
-    def iterate(self, cancelled: Callable[[], bool]) -> Iterator[tuple[bytes, int]]:
+    def iterate(self, cancelled: Callable[[], bool]) -> Iterator[tuple[bytes | memoryview, int]]:
         """What arrives, in order. Raises the receiver's error, or Cancelled."""
         while True:
             item = None

@@ -17,6 +17,7 @@ from typing import IO, Any
 from controller.artifacts import ArtifactStore
 from controller.connection import ANSWER_S, Connection
 from controller.deployments import UNDERWAY
+from edgefarm import chunks
 from edgefarm.digest import digest_bytes, digest_file
 from edgefarm.errors import DigestMismatch, EdgefarmError, StorageError, Unreachable, UserError
 from edgefarm.model import CHUNK_BYTES, Deployment, DeploymentStatus, DeviceStatus, Hold, Order, OrderStatus, Progress, Run
@@ -43,6 +44,7 @@ class Client:
         self._connection, self._folder = connection, cache
         self._control = control_pb2_grpc.ControlStub(connection.channel)  # type: ignore[no-untyped-call]
         self._artifacts = artifacts_pb2_grpc.ArtifactsStub(connection.channel)  # type: ignore[no-untyped-call]
+        self._fetching = connection.channel.unary_stream(chunks.FETCH, artifacts_pb2.FetchRequest.SerializeToString, chunks.decode)
         self._views: dict[str, _View] = {}
         self._lock = threading.Lock()
         self._lost: EdgefarmError | None = None  # why this process may not drive any more
@@ -156,8 +158,8 @@ class Client:
 
             def receive() -> None:
                 request = artifacts_pb2.FetchRequest(digest=digest, offset=writer.offset)
-                for chunk in self._artifacts.Fetch(request, timeout=_TRANSFER_S):
-                    writer.write(chunk.data)
+                for data, _ in self._fetching(request, timeout=_TRANSFER_S):
+                    writer.write(data)
 
             if not writer.complete:
                 self._connection.persist(receive, lambda: writer.offset)

@@ -26,7 +26,7 @@ from controller.servicers.gate import Gate
 from edgefarm import heap
 from edgefarm.credentials import is_local
 from edgefarm.errors import Busy, StorageError, Unreachable, UserError
-from edgefarm.v1 import artifacts_pb2_grpc, control_pb2_grpc, fleet_pb2_grpc
+from edgefarm.v1 import control_pb2_grpc, fleet_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
 MESSAGE_BYTES = 16 * 2**20
@@ -139,8 +139,7 @@ class Server:
         gate = Gate(self._farm.doorkeeper, self._registry)
         main = grpc.aio.server(options=_OPTIONS)
         fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(self._farm, self._calls, gate), main)  # type: ignore[no-untyped-call]
-        bulk = ArtifactsServicer(self._farm, self._bulk, gate)
-        artifacts_pb2_grpc.add_ArtifactsServicer_to_server(bulk, main)  # type: ignore[no-untyped-call]
+        ArtifactsServicer(self._farm, self._bulk, gate).add_to(main)
         control = ControlServicer(self._farm, self._control, gate.caller, self._registry)
         control_pb2_grpc.add_ControlServicer_to_server(control, main)  # type: ignore[no-untyped-call]
         servers, address = [main], _listen(main, self.address)

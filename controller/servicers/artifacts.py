@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from functools import partial
@@ -14,12 +15,14 @@ from io import FileIO
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from controller import roles
 from controller.artifacts import ArtifactWriter
 from controller.farm import Farm
 from controller.servicers.errors import Context, authenticated, in_thread, translated
 from controller.servicers.gate import Gate
+from edgefarm import chunks
 from edgefarm.digest import check_digest
 from edgefarm.errors import ProtocolError, QuotaExceeded, StorageError
 from edgefarm.model import CHUNK_BYTES
@@ -34,6 +37,15 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
     def __init__(self, farm: Farm, threads: Executor, gate: Gate) -> None:
         self._farm, self._threads, self._gate = farm, threads, gate
         self._pushing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Offers the service; what `Fetch` sends is encoded already (`edgefarm.chunks`)."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Stat": grpc.unary_unary_rpc_method_handler(self.Stat, *_codec(artifacts_pb2.StatRequest, artifacts_pb2.StatReply)),
+            "Fetch": grpc.unary_stream_rpc_method_handler(self.Fetch, artifacts_pb2.FetchRequest.FromString),
+            "Push": grpc.stream_unary_rpc_method_handler(self.Push, *_codec(artifacts_pb2.PushChunk, artifacts_pb2.StatReply)),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("edgefarm.v1.Artifacts", handlers),))
 
     async def Stat(self, request: Any, context: Context) -> Any:
         """Whether a content is there, whole, or how much of it has arrived."""
@@ -59,27 +71,21 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
         return artifacts_pb2.StatReply(complete=False, bytes=self._farm.artifacts.arrived(digest))
 
     async def Fetch(self, request: Any, context: Context) -> None:
-        """Sends a content from an offset on; the next batch is read, into the other buffer, while one is sent."""
+        """Sends a content from an offset on; the next batch is read while one is sent."""
         async with translated(context, self._storage_failed):
             rights = await self._rights(context, "Fetch")
             _check(request.digest)
             stream, total = await in_thread(self._threads, self._open, rights, request.digest, request.offset)
-            buffers = [bytearray(min(_BATCH * CHUNK_BYTES, total - request.offset)) for _ in range(2)]
-            reading = asyncio.ensure_future(in_thread(self._threads, _read, stream, buffers[0]))
+            reading = asyncio.ensure_future(in_thread(self._threads, _read, stream, total))
             try:
                 if total == request.offset:
-                    await context.write(artifacts_pb2.Chunk(total=total))
-                announced = total  # in the first chunk only
-                while count := await reading:
+                    await context.write(chunks.encode(b"", total))
+                while batch := await reading:
                     self._gate.caller(context)  # who was shut out meanwhile gets no more
-                    batch = memoryview(buffers[0])[:count]
-                    buffers.reverse()
-                    reading = asyncio.ensure_future(in_thread(self._threads, _read, stream, buffers[0]))
-                    for start in range(0, count, CHUNK_BYTES):
-                        data = bytes(batch[start : start + CHUNK_BYTES])
-                        await context.write(artifacts_pb2.Chunk(data=data, total=announced))
-                        announced = 0
-                        self._farm.relay.add_transfer("fetch", len(data))
+                    reading = asyncio.ensure_future(in_thread(self._threads, _read, stream, 0))
+                    for size, message in batch:
+                        await context.write(message)
+                        self._farm.relay.add_transfer("fetch", size)
             finally:
                 # The thread that reads ahead may still use the stream: close it after that.
                 reading.add_done_callback(partial(_close, stream))
@@ -194,14 +200,20 @@ class _Push:
             self._rights.take_quota(-self._reserved)
 
 
-def _read(stream: FileIO, buffer: bytearray) -> int:
+def _codec(request: type[Message], reply: type[Message]) -> tuple[Callable[[bytes], Message], Callable[[Message], bytes]]:
+    return request.FromString, reply.SerializeToString
+
+
+def _read(stream: FileIO, announced: int) -> list[tuple[int, bytes]]:
+    """The next (bytes, message); `announced` is told in the first one."""
     try:
-        return stream.readinto(buffer)
+        batch = [data for _ in range(_BATCH) if (data := stream.read(CHUNK_BYTES))]
     except OSError as error:
         raise StorageError(f"artifacts {stream.name!s}: {error.strerror}: check the disk") from error
+    return [(len(data), chunks.encode(data, 0 if number else announced)) for number, data in enumerate(batch)]
 
 
-def _close(stream: FileIO, reading: asyncio.Future[int]) -> None:
+def _close(stream: FileIO, reading: asyncio.Future[list[tuple[int, bytes]]]) -> None:
     if not reading.cancelled():
         reading.exception()  # seen: nobody waits for this batch any more
     stream.close()

@@ -1,8 +1,9 @@
-"""How fast an agent takes in a large artifact over the hosted socket, against what bounds it. See `make bench-transfer`.
+"""How fast an agent takes in a large artifact over the hosted socket, or over TLS, against what bounds it.
+See `make bench-transfer` and `make bench-transfer-tls`.
 
 Three things are timed in turn, in an order shuffled for each repetition, each in a process of its own that lives on:
   fetch   the agent's link, transfers and cache against the controller's server: received, hashed, written, synced, renamed
-  bare    the same chunks over a minimal gRPC stream on a Unix socket, thrown away
+  bare    the same chunks over a minimal gRPC stream on the same kind of connection, thrown away
   durable sha256, write and fsync of the same chunks out of memory, without any gRPC
 The two that write get pages that exist and a settled disk, see `rehearse`.
 The last line of stdout is one JSON object; ratios are medians over the repetitions' ratios (above 1: faster than the reference).
@@ -26,7 +27,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from controller.farm import Farm
 
 MIB = 2**20
 CHUNK = MIB  # as the controller sends them
@@ -53,10 +57,12 @@ def serve_role(timed: Callable[[], dict[str, float]]) -> None:
 
 
 def agent_role(address: str, secret: str, folder: Path, digest: str, size: int) -> None:
+    """With the identity in `folder`, over TLS; where there is none, over the socket with the secret."""
     from agent.cache import Cache
     from agent.link import Credentials, Link
     from agent.metrics import Counters
     from agent.transfer import Transfers
+    from edgefarm.credentials import load_identity
     from edgefarm.model import FEATURES, PROTOCOL, Device, Heartbeat, Hello, Welcome
 
     attached = threading.Event()
@@ -72,6 +78,7 @@ def agent_role(address: str, secret: str, folder: Path, digest: str, size: int) 
         hello=lambda: Hello(PROTOCOL, FEATURES, "instance", device, True),
         receive=receive,
         beat=Heartbeat,
+        identity=lambda: load_identity(folder),
     )
     threading.Thread(target=link.run, daemon=True).start()
     cache = Cache(folder / "cache", 1 << 40)
@@ -93,7 +100,7 @@ def agent_role(address: str, secret: str, folder: Path, digest: str, size: int) 
     serve_role(fetch)
 
 
-def bare_server_role(address: str, size: int) -> None:
+def bare_server_role(address: str, size: int, key: Path | None) -> None:
     import grpc
 
     from edgefarm import heap
@@ -110,23 +117,33 @@ def bare_server_role(address: str, size: int) -> None:
     async def serve() -> None:
         server = grpc.aio.server()
         artifacts_pb2_grpc.add_ArtifactsServicer_to_server(Bare(), server)  # type: ignore[no-untyped-call]
-        server.add_insecure_port(address)
+        if key is None:
+            server.add_insecure_port(address)
+            told = "ready"
+        else:
+            pair = (key.read_bytes(), key.with_suffix(".crt").read_bytes())
+            told = str(server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
         await server.start()
-        print("ready", flush=True)
+        print(told, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         await server.stop(None)
 
     asyncio.run(serve())
 
 
-def bare_role(address: str, size: int) -> None:
+def bare_role(address: str, size: int, authority: Path | None) -> None:
     import grpc
 
     from edgefarm import heap
+    from edgefarm.channels import TLS_OPTIONS
     from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc
 
     heap.tune()
-    stub = artifacts_pb2_grpc.ArtifactsStub(grpc.insecure_channel(address))  # type: ignore[no-untyped-call]
+    if authority is None:
+        channel = grpc.insecure_channel(address)
+    else:
+        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(authority.read_bytes()), options=TLS_OPTIONS)
+    stub = artifacts_pb2_grpc.ArtifactsStub(channel)  # type: ignore[no-untyped-call]
 
     def fetch() -> dict[str, float]:
         started = time.perf_counter()
@@ -188,10 +205,12 @@ class Role:
         command = [sys.executable, __file__, "--role", *map(str, arguments)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def wait(self, word: str) -> None:
+    def read(self) -> str:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        if line != word:
+        return self._process.stdout.readline().strip()
+
+    def wait(self, word: str) -> None:
+        if (line := self.read()) != word:
             raise SystemExit(f"a child process said {line!r} instead of {word!r}")
 
     def run(self) -> dict[str, float]:
@@ -213,47 +232,80 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--dir", type=Path, help="a folder on the disk to measure (three times the size is needed)")
+    parser.add_argument("--tls", action="store_true", help="an enrolled device and mutual TLS on loopback, not the socket")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder, contextlib.ExitStack() as held:
-        measure(Path(folder), options.mib * MIB, options.repetitions, held)
+        roles = (over_tls if options.tls else hosted)(Path(folder), options.mib * MIB, held)
+        report(roles, options.mib * MIB, options.repetitions, "make bench-transfer" + "-tls" * options.tls)
 
 
-def measure(folder: Path, size: int, repetitions: int, held: contextlib.ExitStack) -> None:
+def hosted(folder: Path, size: int, held: contextlib.ExitStack) -> dict[str, Role]:
+    """All over Unix sockets, as the command does with its local agents."""
     from controller.artifacts import ArtifactStore
     from controller.farm import Farm
     from controller.server import RuntimeFolder, Server
     from controller.store import SqlStore
-    from edgefarm.model import Artifact, Candidate, Deployment, FileEntry
 
-    source = folder / "source"
-    with source.open("wb") as stream:
-        stream.writelines(chunks(size))
     store = SqlStore(folder / "store.db")
     held.callback(store.close)
     farm = Farm(store, ArtifactStore(folder / "artifacts"))
-    digest = farm.put(source)
-    source.unlink()
     runtime = RuntimeFolder()
     held.callback(runtime.close)
     server = Server(farm, runtime.address)
     server.start()
     held.callback(server.stop)
-    agent = held.enter_context(Role("agent", server.address, farm.doorkeeper.invite(DEVICE), folder, digest, size))
+    agent = start_agent(farm, (server.address, farm.doorkeeper.invite(DEVICE)), folder, size, held)
+    address = f"unix:{runtime.path}/bare.sock"
+    held.enter_context(Role("bare-server", address, size)).wait("ready")
+    return started(agent, Role("bare", address, size), folder, size, held)
+
+
+def over_tls(folder: Path, size: int, held: contextlib.ExitStack) -> dict[str, Role]:
+    """A controller that serves, a device that enrolled; the bare stream is encrypted too."""
+    from controller.config.controller_file import ControllerSettings
+    from controller.serve import Serving
+    from edgefarm.enrolment import enroll
+
+    address = "127.0.0.1:0"
+    served = held.enter_context(Serving(folder / "c", ControllerSettings(address, address, "", ("127.0.0.1",), None, 86400.0, "")))
+    assert served.server.doors is not None
+    identity = enroll(served.server.doors.join, served.registry.create_token("me"), DEVICE, folder)
+    agent = start_agent(served.farm, (identity.main, "-"), folder, size, held)
+    key, certificate = served.registry.authority.server(("127.0.0.1",))
+    (folder / "bare.key").write_bytes(key)
+    (folder / "bare.crt").write_bytes(certificate)
+    (folder / "authority.pem").write_bytes(served.registry.authority.certificate_pem)
+    address = "127.0.0.1:" + held.enter_context(Role("bare-server", address, size, folder / "bare.key")).read()
+    return started(agent, Role("bare", address, size, folder / "authority.pem"), folder, size, held)
+
+
+def start_agent(farm: Farm, where: tuple[str, str], folder: Path, size: int, held: contextlib.ExitStack) -> Role:
+    """Attached, and with an order that lets it fetch the artifact."""
+    from edgefarm.model import Artifact, Candidate, Deployment, FileEntry
+
+    source = folder / "source"
+    with source.open("wb") as stream:
+        stream.writelines(chunks(size))
+    digest = farm.put(source)
+    source.unlink()
+    agent = held.enter_context(Role("agent", *where, folder, digest, size))
     agent.wait("attached")
     entry = FileEntry("model.onnx", digest, size)
     candidate = Candidate(Artifact(digest, size, "onnx", (entry,)), "onnxruntime")
     farm.deploy([Deployment("", DEVICE, "m", 0, "v", candidate)])
     agent.wait("ready")
-    bare_address = f"unix:{runtime.path}/bare.sock"
-    held.enter_context(Role("bare-server", bare_address, size)).wait("ready")
-    roles = {"fetch": agent, "bare": held.enter_context(Role("bare", bare_address, size))}
-    roles["durable"] = held.enter_context(Role("durable", folder, size))
+    return agent
+
+
+def started(agent: Role, bare: Role, folder: Path, size: int, held: contextlib.ExitStack) -> dict[str, Role]:
+    """All roles by name, ready."""
+    roles = {"fetch": agent, "bare": held.enter_context(bare), "durable": held.enter_context(Role("durable", folder, size))}
     for name in ("bare", "durable"):
         roles[name].wait("ready")
-    report(roles, size, repetitions)
+    return roles
 
 
-def report(roles: dict[str, Role], size: int, repetitions: int) -> None:
+def report(roles: dict[str, Role], size: int, repetitions: int, command: str) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in roles}
     extra: list[float] = []
     for repetition in range(repetitions + 1):  # the first one warms the page cache and the interpreters
@@ -273,7 +325,7 @@ def report(roles: dict[str, Role], size: int, repetitions: int) -> None:
         "bytes": size,
         "n": repetitions,
         "machine": f"{platform.machine()} {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}",
-        "command": "make bench-transfer",
+        "command": command,
     }
     print(json.dumps(document))
 
@@ -283,10 +335,9 @@ if __name__ == "__main__":
         role, *arguments = sys.argv[2:]
         if role == "agent":
             agent_role(arguments[0], arguments[1], Path(arguments[2]), arguments[3], int(arguments[4]))
-        elif role == "bare-server":
-            bare_server_role(arguments[0], int(arguments[1]))
-        elif role == "bare":
-            bare_role(arguments[0], int(arguments[1]))
+        elif role in ("bare-server", "bare"):
+            play = bare_server_role if role == "bare-server" else bare_role
+            play(arguments[0], int(arguments[1]), Path(arguments[2]) if arguments[2:] else None)
         else:
             durable_role(Path(arguments[0]), int(arguments[1]))
     else:
