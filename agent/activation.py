@@ -11,7 +11,7 @@ from agent.cache import Cache
 from agent.metrics import Counters
 from agent.slots import Slots
 from agent.transfer import Cancelled, Transfers
-from edgefarm.errors import EdgefarmError, NotFound
+from edgefarm.errors import EdgefarmError, NeedsUpgrade, NotFound
 from edgefarm.model import (
     AgentBody,
     Candidate,
@@ -89,6 +89,8 @@ class Activation:
             pack = self._fetch(deployment, stopped)
             self._send(self._status(deployment, DeploymentState.STAGED))
             return self._slots.activate(deployment, self._obtain, lambda wanted, main: self._golden(wanted, main, pack, stopped))
+        except NeedsUpgrade as error:
+            return self._status(deployment, DeploymentState.FAILED, str(error))
         except (EdgefarmError, OSError, ValueError) as error:
             # Not remembered by the slots: the bytes may well come through when the controller orders it again.
             return self._status(deployment, DeploymentState.FAILED, f"{FailureKind.TRANSFER.value}: {error}")

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgefarm import __version__
-from edgefarm.errors import INTERRUPTED, EdgefarmError, UserError
+from edgefarm.errors import INTERRUPTED, EdgefarmError, StorageError, UserError
 
 if TYPE_CHECKING:
     from agent.config import AgentFile
     from agent.supervisor import Config
 
 _SECRET_BYTES = 4096
+_MOST_THREADS = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgefarmError as error:
         print(f"edge-agent: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # of the state folder, or where temporary files go: full, read-only, failing
+        print(f"edge-agent: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return StorageError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -68,23 +72,28 @@ def _run(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> Config:
     """The file's settings under those of the command line. Raises UserError, StorageError."""
     from agent.enrolment import place_of
-    from agent.runtimes import RUNTIMES
     from agent.supervisor import Config
 
     file = _file(options)
     state = _state(options, file)
     place = place_of(options.controller or file.controller, options.name or file.name, state)
-    runtimes = options.runtimes or file.runtimes
-    if unknown := sorted(set(runtimes or ()) - set(RUNTIMES)):
-        raise UserError(f"runtimes {','.join(unknown)}: unknown; known are {', '.join(sorted(RUNTIMES))}")
     return Config(
         controller=place.address, name=place.name, state=state, enrolled=place.identity is not None,
         threads=_threads(file.threads if options.threads is None else options.threads),
         runner_socket=file.runner_socket, memory_bytes=file.memory_bytes,
-        runtimes=runtimes, labels={**file.labels, **dict(options.label)}, metrics=options.metrics or file.metrics or None,
+        runtimes=_runtimes(options, file), labels={**file.labels, **dict(options.label)}, metrics=options.metrics or file.metrics or None,
         cache_bytes=options.cache_bytes or file.cache_bytes, lock=options.measure_lock,
         secret=_read_secret(options.secret_fd) if options.secret_fd is not None else "",
     )  # fmt: skip
+
+
+def _runtimes(options: argparse.Namespace, file: AgentFile) -> Sequence[str] | None:
+    from agent.runtimes import RUNTIMES
+
+    runtimes = options.runtimes or file.runtimes
+    if unknown := sorted(set(runtimes or ()) - set(RUNTIMES)):
+        raise UserError(f"runtimes {','.join(unknown)}: unknown; known are {', '.join(sorted(RUNTIMES))}")
+    return runtimes
 
 
 def _file(options: argparse.Namespace) -> AgentFile:
@@ -132,18 +141,19 @@ def _probe(options: argparse.Namespace) -> None:
 
     file = _file(options)
     become_owner(_state(options, file))  # what it says is true of the agent, not of root
-    threads = _threads(file.threads if options.threads is None else options.threads)
-    limits = {**limits_in_force(), **_isolation(file.runner_socket)}
-    found = probe.probe_capabilities(options.runtimes or file.runtimes, unit_socket=file.runner_socket)
+    threads, runtimes = _threads(file.threads if options.threads is None else options.threads), _runtimes(options, file)
+    limits = {**limits_in_force(in_unit=file.runner_socket is not None), **_isolation(file.runner_socket)}
+    found = probe.probe_capabilities(runtimes, unit_socket=file.runner_socket)
+    fingerprint = probe.fingerprint(threads, allowed=runtimes)  # as the controller is told
     if options.json:
         _print_json(
             {
-                "labels": dict(probe.labels()), "fingerprint": probe.fingerprint(threads), "threads": threads,
+                "labels": dict(probe.labels(allowed=runtimes)), "fingerprint": fingerprint, "threads": threads,
                 "emulated": bool(probe.emulation()), "capabilities": [vars(c) for c in found], "runner_limits": limits,
             }
         )  # fmt: skip
         return
-    for key, value in {"emulated": "no", **probe.fingerprint(threads)}.items():
+    for key, value in {"emulated": "no", **fingerprint}.items():
         print(f"{key:14} {value}")
     print()
     for name, limit in limits.items():
@@ -232,8 +242,8 @@ def _print_json(value: Any) -> None:
 
 def _threads(asked: int | None) -> int:
     available = len(os.sched_getaffinity(0))
-    if asked is not None and not 1 <= asked <= 1024:
-        raise UserError(f"--threads {asked}: must be at least 1")
+    if asked is not None and not 1 <= asked <= _MOST_THREADS:
+        raise UserError(f"--threads {asked}, or threads in agent.toml: must be 1 to {_MOST_THREADS}")
     return asked or available
 
 

@@ -46,7 +46,7 @@ def place_of(controller: str, name: str, state: Path) -> Place:
 
 def enroll(state: Path, controller: str, token: str, name: str) -> None:
     """`edge-agent enroll`. Raises what `edgefarm.enrolment.enroll` does."""
-    identity = _protocol().enroll(controller, token, name or platform.node().partition(".")[0], open_state(state) / FOLDER)
+    identity = _protocol().enroll(controller, token, name or platform.node().partition(".")[0], open_state(state) / FOLDER, "device")
     print(f"{identity.name} enrolled at {identity.controller}; it serves it with: edge-agent run --state {state}")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from edgefarm import __version__
+from edgefarm.errors import NeedsUpgrade
 from edgefarm.model import Deployment, DeploymentState, DeploymentStatus
 
 _SCHEMA = 1
@@ -44,7 +46,8 @@ def describe(deployment: Deployment, main: str, names: Mapping[str, str]) -> byt
     """`deployment.json` for programs that load the file. `names`: file name in the artifact -> in the slot."""
     candidate, artifact = deployment.candidate, deployment.candidate.artifact
     io = candidate.io and {
-        side: [{**vars(t), "permutation": list(t.permutation)} for t in getattr(candidate.io, side)] for side in ("inputs", "outputs")
+        side: [{**vars(t), "permutation": list(t.permutation), "dtype": t.dtype or None} for t in getattr(candidate.io, side)]
+        for side in ("inputs", "outputs")
     }
     value: dict[str, Any] = {
         "schema": _SCHEMA,
@@ -107,15 +110,14 @@ class Ledger:
 
     @classmethod
     def read(cls, text: str) -> Ledger:
-        """From its JSON. Raises ValueError if it is not one."""
+        """From its JSON; what a newer version added to this schema is left out. Raises ValueError if it is none, NeedsUpgrade."""
         try:
             raw = json.loads(text)
-            return cls(
-                raw["generation"],
-                Intent(**raw["intent"]) if raw["intent"] else None,
-                {k: Ended(**{**v, "state": DeploymentState(v["state"])}) for k, v in raw["ended"].items()},
-                raw["pin"],
-            )
+            if raw["schema"] > _SCHEMA:
+                raise NeedsUpgrade(f"schema {raw['schema']} is a newer agent's, {__version__} knows {_SCHEMA}: upgrade the agent")
+            ended = {k: Ended(**{**_known(Ended, v), "state": _state(v["state"])}) for k, v in raw["ended"].items()}
+            intent = Intent(**_known(Intent, raw["intent"])) if raw["intent"] else None
+            return cls(raw["generation"], intent, ended, raw["pin"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a ledger: {error!r}") from error
 
@@ -144,6 +146,15 @@ class Ledger:
     def done(self) -> Ledger:
         """Without an intent."""
         return replace(self, intent=None)
+
+
+def _known(kind: type[Intent] | type[Ended], raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {f.name: raw[f.name] for f in fields(kind)}
+
+
+def _state(value: str) -> DeploymentState:
+    """UNSPECIFIED for one that only a newer version knows: it has ended all the same."""
+    return DeploymentState(value) if value in {s.value for s in DeploymentState} else DeploymentState.UNSPECIFIED
 
 
 def status_of_ended(model: str, device: str, id: str, ended: Ended, path: str) -> DeploymentStatus:

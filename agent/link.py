@@ -9,15 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from grpc.experimental import ChannelOptions
 
-from edgefarm import chunks, errors, heap, wire
-from edgefarm.channels import as_error, open_channel
+from edgefarm import __version__, chunks, errors, heap, wire
+from edgefarm.channels import KEPT_OPTIONS, as_error, open_channel
 from edgefarm.credentials import Identity
-from edgefarm.model import AgentBody, ControllerBody, Heartbeat, Hello, Welcome
+from edgefarm.model import LEAST_PROTOCOL, PROTOCOL, AgentBody, ControllerBody, Heartbeat, Hello, Welcome
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc, fleet_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
@@ -27,11 +27,7 @@ _ALIVE_S = 30.0
 _OPTIONS = [
     ("grpc.max_receive_message_length", 16 * 2**20),
     ("grpc.max_send_message_length", 16 * 2**20),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    *KEPT_OPTIONS,
     # A window of a fixed size: left to itself it grows to many MiB on a fast socket and gains nothing. Frames that hold a whole chunk.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 4 * 2**20),
@@ -48,7 +44,7 @@ UNRECOVERABLE: dict[grpc.StatusCode, tuple[type[errors.EdgefarmError], str]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (errors.ProtocolError, "the controller does not understand this agent"),
     grpc.StatusCode.UNIMPLEMENTED: (errors.ProtocolError, "what answers there is no edgefarm controller"),
 }
-_CLOSED = object()
+_BEAT, _CLOSED = object(), object()
 
 
 class Outgoing:
@@ -69,7 +65,7 @@ class Outgoing:
         """Sets the period that the controller asked for; the first one is sent at once."""
         self._period_s = max(0.05, period_ns / 1e9)
         self._due = time.monotonic() + self._period_s
-        self._queue.put(self._beat())
+        self._queue.put(_BEAT)
 
     def close(self) -> None:
         """Ends the iteration."""
@@ -83,9 +79,11 @@ class Outgoing:
             except queue.Empty:
                 if time.monotonic() < self._due:
                     continue
-                body, self._due = self._beat(), time.monotonic() + self._period_s
+                body, self._due = _BEAT, time.monotonic() + self._period_s
             if body is _CLOSED:
                 return
+            if body is _BEAT:  # made here, so that what is queued because of it comes after it
+                body = self._beat()
             yield wire.encode_agent(body)
 
 
@@ -116,6 +114,7 @@ class Link:
         detached: called when a session has ended.
         alive: called again and again for as long as the link does not hang.
         refused: called when an attempt to attach has failed.
+        unreadable: told of an order that only a newer version can read, and why; what was ordered must be answered.
 
     Raises:
         UserError: plain text to another machine.
@@ -125,10 +124,11 @@ class Link:
         self, address: str, credentials: Credentials, *, hello: Callable[[], Hello], receive: Callable[[ControllerBody], None],
         beat: Callable[[], Heartbeat], detached: Callable[[], None] = lambda: None, alive: Callable[[], None] = lambda: None,
         refused: Callable[[], None] = lambda: None, identity: Callable[[], Identity | None] = lambda: None,
+        unreadable: Callable[[str, str], None] = lambda order, why: None,
     ) -> None:  # fmt: skip
         heap.tune()
         self._hello, self._receive, self._beat = hello, receive, beat
-        self._detached, self._alive, self._refused = detached, alive, refused
+        self._detached, self._alive, self._refused, self._unreadable = detached, alive, refused, unreadable
         self._address, self._credentials, self._identity = address, credentials, identity
         self.artifacts = Artifacts(lambda: self._credentials)
         self._lock = threading.Lock()
@@ -136,6 +136,7 @@ class Link:
         self._outgoing: Outgoing | None = None
         self._call: Any = None
         self._stop = threading.Event()
+        self._anew = threading.Event()  # the next try is to begin at once
         self._welcomed = False
 
     def _connect(self) -> None:
@@ -148,33 +149,48 @@ class Link:
     def reconnect(self) -> None:
         """Attaches anew, with the identity as it is now."""
         with self._lock:
-            if self._stop.is_set():
-                return
-            self._connect()
-            if self._call is not None:
-                self._call.cancel()
+            self._try_anew()
+
+    def hurry(self) -> None:
+        """Attaches at once, unless it is attached: the controller can be reached again."""
+        with self._lock:
+            if not self._welcomed:
+                self._try_anew()
+
+    def _try_anew(self) -> None:
+        """Gives the present session or try up, and the pause after it; callers hold the lock."""
+        if self._stop.is_set():
+            return
+        self._connect()
+        self._anew.set()
+        if self._call is not None:
+            self._call.cancel()
 
     def run(self) -> None:
-        """Attaches again and again until `stop`. Raises the error of an unrecoverable status."""
+        """Attaches again and again until `stop`. Raises the error of an unrecoverable status, NeedsUpgrade."""
         pause = _BACKOFF_S
-        while not self._stop.is_set():
+        while True:
+            self._anew.clear()
+            if self._stop.is_set():
+                return
             self._welcomed = False
             self._alive()
             try:
                 self._session()
             except grpc.RpcError as status:
                 if self._stop.is_set():
-                    break
+                    return
                 self._raise_if_final(status)
-                _LOG.info("not attached: %s", as_error(status))
+                if not self._anew.is_set():
+                    _LOG.info("not attached: %s", as_error(status))
             if self._welcomed:
                 self._detached()
                 pause = _BACKOFF_S
-            else:
+            elif not self._anew.is_set():  # what this side gave up says nothing of the other one
                 self._refused()
             # Decorrelated jitter: devices that lost their controller together do not come back together.
             pause = min(_BACKOFF_CAP_S, random.uniform(_BACKOFF_S, pause * 3))
-            self._stop.wait(pause)
+            self._anew.wait(pause)
 
     def send(self, body: AgentBody) -> bool:
         """Queues `body` on the present session; False if there is none (what matters is said again in the next Hello)."""
@@ -187,6 +203,7 @@ class Link:
     def stop(self) -> None:
         """Ends the session and `run`."""
         self._stop.set()
+        self._anew.set()
         with self._lock:
             if self._call is not None:
                 self._call.cancel()
@@ -211,6 +228,8 @@ class Link:
             body = wire.decode_controller(message)
         except errors.ProtocolError as error:
             _LOG.warning("message ignored: %s", error)
+            if message.order.id:
+                self._unreadable(message.order.id, str(error))
             return
         if body is None:
             _LOG.warning("message ignored: this version does not know it")
@@ -218,8 +237,17 @@ class Link:
         if isinstance(body, Welcome):
             self._credentials = Credentials(self._credentials.device, session=body.session)
             self._welcomed = True
+            if body.protocol < LEAST_PROTOCOL:
+                self._too_new(body)
             outgoing.heartbeat_every(body.heartbeat_ns or _FIRST_HEARTBEAT_NS)
         self._receive(body)
+
+    def _too_new(self, welcome: Welcome) -> NoReturn:
+        theirs = f"the controller at {self._address} ({welcome.version or 'of an unknown version'}) speaks protocol {welcome.protocol}"
+        ours = f"this agent ({__version__}) {LEAST_PROTOCOL} to {PROTOCOL}"
+        raise errors.NeedsUpgrade(
+            f"{theirs}, {ours}: the controller is too old: upgrade it, or go back to the agent before: install.sh --back on the device"
+        )
 
     def _raise_if_final(self, status: grpc.RpcError) -> None:
         code = status.code() if isinstance(status, grpc.Call) else None

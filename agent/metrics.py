@@ -97,20 +97,23 @@ class Page:
         memory_bytes: resident memory of the agent, 0 if unknown.
         expiry: Unix time at which the device's certificate ends; None: it has none.
         sensors: what each sensor says now.
+        emulated: whether the device's processor is.
     """
 
     def __init__(
         self, counters: Counters, state: Path, deployments: Callable[[], Mapping[str, Statement]], memory_bytes: Callable[[], int],
         expiry: Callable[[], float | None] = lambda: None, sensors: Callable[[], Mapping[str, Sequence[Observation]]] = collect_by_sensor,
+        emulated: bool = False,
     ) -> None:  # fmt: skip
         self._counters, self._state, self._deployments = counters, state, deployments
-        self._memory_bytes, self._expiry, self._sensors = memory_bytes, expiry, sensors
+        self._memory_bytes, self._expiry, self._sensors, self._emulated = memory_bytes, expiry, sensors, emulated
 
     def families(self) -> list[Family]:
         """All families, by name, as of now."""
         gathered = _Gathered()
         gathered.add("edgefarm_device_up", 1)
         gathered.add("edgefarm_build_info", 1, version=__version__)
+        gathered.add("edgefarm_device_emulated", float(self._emulated))
         if (memory := self._memory_bytes()) > 0:
             gathered.add("edgefarm_agent_memory_bytes", memory)
         self._add_counts(gathered)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 _LOG = logging.getLogger(__name__)
 # A part that has not moved for so long hangs. The slowest thing a part does without a sign of life is waiting until gRPC finds a peer
-# gone (80 s), or hashing a large file on a slow card.
+# gone (a minute), or hashing a large file on a slow card.
 HANG_S = 180.0
 
 

@@ -15,6 +15,7 @@ from agent.bench import Site
 from agent.identity import FolderLock
 from agent.journal import read_attempts
 from agent.pause import Pause
+from agent.probe import emulation
 from agent.runner.process import RunnerFailed, RunnerProcess
 from agent.runner.scratch import folder
 from agent.runtimes import RUNTIMES, is_installed, missing
@@ -106,15 +107,17 @@ def _random_inputs(model: Path, candidate: Candidate, scratch: Path) -> Path:
         "io": None,
     }
     try:
-        with RunnerProcess(Limits(), scratch) as runner:
+        with RunnerProcess(Limits(), scratch, files=[model.absolute().parent, model.resolve().parent]) as runner:
             specs = runner.call(load, Limits().load_ns, Stage.LOAD).body["inputs"]
     except RunnerFailed as error:
         raise UserError(f"{model}: {error.failure.kind.value}: {error.failure.detail}") from error
     target = scratch / "random.npz"
     command = [sys.executable, "-m", "agent.synthetic", str(target), str(_SAMPLES)]
-    made = subprocess.run(command, input=json.dumps(specs), capture_output=True, text=True, timeout=120)
+    # In a folder of ours: `-m` looks for modules there first, and beside a model may lie anything.
+    made = subprocess.run(command, input=json.dumps(specs), capture_output=True, text=True, cwd=scratch)
     if made.returncode != 0:
-        raise UserError(f"{model}: no random inputs: {made.stderr.strip().splitlines()[-1:]}; give some with --inputs")
+        said = made.stderr.strip().rpartition("\n")[2]
+        raise UserError(f"{model}: no random inputs: {said}; give some with --inputs")
     return target
 
 
@@ -138,13 +141,14 @@ def _report(
     interval = "" if median["ci95"] is None else f" (95 %: {median['ci95'][0] / 1e3:.1f} to {median['ci95'][1] / 1e3:.1f})"
     chosen = next((dict(r.chosen) for r in results), {})
     options = " ".join(f"{k}={v}" for k, v in sorted({**candidate.options, **chosen}.items()))
+    how = emulation()
     return {
         "model": str(model), "digest": candidate.artifact.digest, "runtime": candidate.runtime, "options": dict(candidate.options),
         "chosen": chosen, "inputs": fed, "launches": len(results), "latency_ns": {"n": count, **latency},
         "load_ns": [r.load_ns for r in results], "first_inference_ns": [r.first_inference_ns for r in results],
-        "placement": next((dict(r.placement) for r in results if r.placement), {}), "settings": dict(settings),
+        "placement": next((dict(r.placement) for r in results if r.placement), {}), "settings": dict(settings), "emulated": bool(how),
         "summary": f"{model.name}: {median['value'] / 1e3:.1f} us{interval}, {count} inferences in {len(results)} launches, "
-        f"{candidate.runtime} {options}, fed with {fed}",
+        f"{candidate.runtime} {options}, fed with {fed}" + (f"; emulated, so no device's latency: {how}" if how else ""),
     }  # fmt: skip
 
 

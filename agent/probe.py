@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import os
 import platform
@@ -21,6 +22,7 @@ from edgefarm import __version__, hostlock
 from edgefarm.digest import atomic_write
 from edgefarm.model import Capability, Limits, Stage
 
+_LOG = logging.getLogger(__name__)
 _LIMITS = Limits(load_ns=60 * 10**9, run_ns=60 * 10**9)
 _CACHE = "probe.json"
 _ROOT = Path("/")
@@ -62,7 +64,10 @@ def probe_capabilities(
         found = tuple(c for name in RUNTIMES for c in prover.runtime(name, allowed))
     if state is not None:
         content = {"key": _cache_key(allowed), "capabilities": [asdict(c) for c in found]}
-        atomic_write(state / _CACHE, json.dumps(content, indent=1).encode())
+        try:
+            atomic_write(state / _CACHE, json.dumps(content, indent=1).encode())
+        except OSError as error:
+            _LOG.warning("%s: %s: proved again at the next start", state / _CACHE, error.strerror)
     return found
 
 
@@ -85,8 +90,8 @@ def fingerprint(threads: int, root: Path = _ROOT, allowed: Collection[str] | Non
         root: `/`, or a copied tree.
         allowed: names of runtimes that may be used; None = all. A device that lacks one can't take the other's trials.
     """
-    cpu = _cpu(root)
-    flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    # Of a translated program's two processors /proc/cpuinfo may describe the one that it does not see; that one's key is another.
+    flags = set(_cpu(root).get("Features" if _family(platform.machine()) == "arm" else "flags", "").split())
     found = {
         "cpu": cpu_name(root),
         "architecture": platform.machine(),
@@ -103,12 +108,14 @@ def fingerprint(threads: int, root: Path = _ROOT, allowed: Collection[str] | Non
 def labels(root: Path = _ROOT, allowed: Collection[str] | None = None) -> dict[str, str]:
     """Labels that the device gives itself; the user's own come on top. What can't be read is left out.
 
-    `arch`, `os`, `board`, `soc`, `ram_gib`, and `runtimes`: those that are installed and allowed, e.g. `onnxruntime,tflite`.
+    `arch`, `os`, `board`, `soc`, `ram_gib`, `runtimes`: those that are installed and allowed, e.g. `onnxruntime,tflite`; and
+    `emulated: yes` where the processor is.
     """
     memory_gib = _memory_gib(root)
     found = {
         "arch": platform.machine(), "os": _label(_os_name(root)), "board": _label(_board(root)), "soc": _label(_soc(root)),
         "ram_gib": f"{memory_gib:g}" if memory_gib else "", "runtimes": ",".join(sorted(runtime_versions(allowed))),
+        "emulated": "yes" if emulation(root) else "",
     }  # fmt: skip
     return {key: value for key, value in found.items() if value}
 
@@ -126,6 +133,8 @@ def emulation(root: Path = _ROOT, machine: str = "") -> str:
     real = _family(text(root / "proc/sys/kernel/arch") or "") or ("x86" if "vendor_id" in cpu else "arm" if "CPU part" in cpu else "")
     if told and real and told != real:
         return f"programs for {told} are translated on a processor of {real}"
+    if translator := _translator(root):
+        return f"programs are translated by {translator}"
     virtual = _board(root) == "linux,dummy-virt" or "QEMU" in (text(root / "sys/class/dmi/id/sys_vendor") or "")
     ident = cpu.get("CPU implementer", ""), cpu.get("CPU part", "")
     if told == "arm" and (ident == _QEMU_MAX or (virtual and cpu.get("BogoMIPS") == _QEMU_BOGOMIPS)):
@@ -191,7 +200,8 @@ class _Prover:
 
 def _line(error: RunnerFailed) -> str:
     lines = [line for line in error.failure.detail.splitlines() if line.strip()]
-    return (lines[-1] if lines and lines[0].startswith("Traceback") else lines[0] if lines else error.failure.kind.value)[:300]
+    line = lines[-1] if lines and lines[0].startswith("Traceback") else lines[0] if lines else error.failure.kind.value
+    return line.removesuffix("; it said:")[:300]  # the words that would follow are not in it
 
 
 def _cache_key(allowed: Collection[str] | None) -> list[Any]:
@@ -238,6 +248,20 @@ def _family(machine: str) -> str:
     if machine.startswith(("arm", "aarch64")):
         return "arm"
     return "x86" if re.fullmatch(r"x86_64|amd64|i[3-6]86", machine) else ""
+
+
+def _translator(root: Path) -> str:
+    """The program that runs this one in the processor's place, e.g. `qemu-aarch64-static`; '' if there is none.
+
+    QEMU's user emulation answers itself what a program asks of /proc/self/exe, and knows the question by the text of the path
+    (linux-user/syscall.c, is_proc_myself): with one slash more it is the kernel that answers, with what it really runs.
+    """
+    place = str(root).rstrip("/")
+    try:
+        told, real = (os.readlink(f"{place}/proc{slashes}self/exe") for slashes in ("/", "//"))
+    except OSError:
+        return ""
+    return "" if told == real else os.path.basename(real)
 
 
 def _board(root: Path) -> str:

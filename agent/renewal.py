@@ -29,22 +29,25 @@ class Renewal:
     """Renews the certificate in a folder.
 
     A certificate that has expired looks to its owner as if the controller were away, and whose clock is wrong does not know it. So
-    after some refusals in a row it is renewed whatever the clock says, if the join port answers.
+    after some refusals in a row it is renewed whatever the clock says, if the join port answers, and the device is refused once more then:
+    before, the network may have been away.
 
     Args:
         identity: the folder.
         state: of the agent; the child works there.
         renewed: called after each renewal.
+        heard: called when the controller answers to a device that it seemed to refuse: it may attach.
     """
 
-    def __init__(self, identity: Path, state: Path, clock: Clock, renewed: Callable[[], None]) -> None:
-        self._folder, self._state, self._clock, self._renewed = identity, state, clock, renewed
+    def __init__(self, identity: Path, state: Path, clock: Clock, renewed: Callable[[], None], heard: Callable[[], None]) -> None:
+        self._folder, self._state, self._clock = identity, state, clock
+        self._renewed, self._heard, self._answered = renewed, heard, False
         self._wake, self._stop = threading.Event(), False
         self._refusals, self._pause_s, self._not_before_s = 0, _FIRST_PAUSE_S, 0.0
 
     def attached(self) -> None:
         """The controller took the certificate."""
-        self._refusals, self._pause_s = 0, _FIRST_PAUSE_S
+        self._refusals, self._pause_s, self._answered = 0, _FIRST_PAUSE_S, False
 
     def refused(self) -> None:
         """An attempt to attach failed."""
@@ -65,17 +68,24 @@ class Renewal:
             self._clock.heard(identity.not_before_unix_ms)
             self._clock.keep()
             left_s = (identity.renewal_unix_ms - self._clock.unix_ms()) / 1000
-            wanted = left_s <= 0 or self._refusals >= _REFUSALS
-            if wanted and time.monotonic() >= self._not_before_s:
-                self._try(identity)
+            due, doubted = left_s <= 0, self._refusals >= _REFUSALS
+            if (due or doubted) and time.monotonic() >= self._not_before_s:
+                self._try(identity, due)
                 continue
             self._wake.clear()
             if not self._stop:
-                pause_s = self._not_before_s - time.monotonic() if wanted else min(left_s, _LOOK_S)
+                pause_s = self._not_before_s - time.monotonic() if due or doubted else min(left_s, _LOOK_S)
                 self._wake.wait(max(0.01, pause_s))
 
-    def _try(self, identity: Identity) -> None:
-        if _answers(identity.controller):
+    def _try(self, identity: Identity, due: bool) -> None:
+        before, self._answered = self._answered, _answers(identity.controller)
+        if not due and self._refusals < _REFUSALS:  # it attached meanwhile
+            return
+        if self._answered and not (before or due):
+            self._refusals = _REFUSALS - 1
+            self._heard()
+            return
+        if self._answered:
             self._renew()
         if load_identity(self._folder) != identity:
             _LOG.info("the certificate was renewed")

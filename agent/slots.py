@@ -23,7 +23,7 @@ from agent.cache import check_name, link_or_copy
 from agent.identity import FolderLock
 from agent.ledger import Ended, Intent, Ledger, Statement, describe, status_of_ended
 from edgefarm.digest import atomic_write, digest_file, sync_directory
-from edgefarm.errors import EdgefarmError, NotFound, ProtocolError, UserError
+from edgefarm.errors import EdgefarmError, NeedsUpgrade, NotFound, ProtocolError, UserError
 from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, Failure, FileEntry
 
 _LOG = logging.getLogger(__name__)
@@ -48,20 +48,29 @@ class Slots:
         root.mkdir(parents=True, exist_ok=True)
 
     def recover(self) -> None:
-        """Brings every model to a whole state after whatever happened before; call it once at the start."""
+        """Brings every model to a whole state after whatever happened before; call it once at the start.
+
+        One that a newer agent left in a form of its own stays as it is: what runs there goes on.
+        """
         with self._locked():
             for folder in self._models():
-                self._recover(folder)
+                try:
+                    self._recover(folder)
+                except NeedsUpgrade as error:
+                    _LOG.error("%s", error)
 
     def models(self) -> list[str]:
         """Names of the models that were ever deployed here."""
         return [f.name for f in self._models()]
 
     def statuses(self) -> tuple[DeploymentStatus, ...]:
-        """What runs, and what ended, for every model: the committed one last."""
+        """What runs, and what ended, for every model: the committed one last. Nothing of one that only a newer agent understands."""
         found: list[DeploymentStatus] = []
         for folder in self._models():
-            ledger = self._ledger(folder)
+            try:
+                ledger = self._ledger(folder)
+            except NeedsUpgrade:
+                continue
             path = str(self._path(folder) or "")
             found += [status_of_ended(folder.name, self._device, k, e, path) for k, e in ledger.ended.items()]
             current = self._statement(self._active(folder))
@@ -79,7 +88,11 @@ class Slots:
         return tuple((f.name, _modified(f / _LEDGER)) for f in self._models())
 
     def known(self, deployment: Deployment) -> DeploymentStatus | None:
-        """The status of a deployment that needs no more work: it is committed, ended, or older than what was seen already."""
+        """The status of a deployment that needs no more work: it is committed, ended, or older than what was seen already.
+
+        Raises:
+            NeedsUpgrade: a newer agent left the model in a form of its own.
+        """
         folder = self._folder(deployment.model)
         ledger, current = self._ledger(folder), self._statement(self._active(folder))
         if deployment.id in ledger.ended:
@@ -124,7 +137,7 @@ class Slots:
         """Goes back to the other slot, offline, and pins it until the controller sends a newer generation.
 
         Raises:
-            UserError: there is nothing to go back to, or it is damaged.
+            UserError: there is nothing to go back to, it is damaged, or only a newer agent understands it.
         """
         folder = self._folder(model)
         with self._locked():
@@ -315,6 +328,8 @@ class Slots:
             return Ledger.read((folder / _LEDGER).read_text())
         except FileNotFoundError:
             return Ledger()
+        except NeedsUpgrade as error:
+            raise NeedsUpgrade(f"{folder / _LEDGER}: {error}") from error
         except ValueError as error:
             _LOG.error("%s: %s: begun anew", folder / _LEDGER, error)
             return Ledger()

@@ -150,10 +150,12 @@ class Supervisor:
         self._counters = Counters()
         self._pages: PageServer | None = None
         self._probed = False
+        self._too_old = ""  # why the controller gives this agent no orders
 
     def stop(self) -> None:
-        """Ends the agent at once: the runner is killed, the journal stays. Safe in a signal handler."""
-        self._stop.set()
+        """Ends the agent at once: the runner is killed, the journal stays. For a signal handler, also one that interrupts itself."""
+        if not self._stop.is_set():
+            self._stop.set()
 
     def run(self) -> None:
         """Works until `stop`.
@@ -161,6 +163,7 @@ class Supervisor:
         Raises:
             Busy: another agent uses the state folder, the metrics port is taken, or another agent took this device's place.
             Denied, ProtocolError: the controller refuses this agent for good.
+            NeedsUpgrade: the controller is too old for this agent.
             StorageError: the state folder can't be used, or can be no longer.
         """
         with identity.FolderLock(self._state / "agent.lock", "another agent uses this state folder"):
@@ -192,14 +195,19 @@ class Supervisor:
         self._slots.recover()
         self._device = self._describe()
         self._clock = Clock(self._state / "clock")
-        self._renewal = Renewal(self._state / FOLDER, self._state, self._clock, lambda: self._link.reconnect())
+        self._renewal = Renewal(
+            self._state / FOLDER, self._state, self._clock, renewed=lambda: self._link.reconnect(), heard=lambda: self._link.hurry()
+        )
         self._link = Link(
             config.controller, Credentials(config.name, config.secret),
             hello=self._hello, receive=self._receive, beat=self._beat, detached=self._detached,
             alive=lambda: self._pulses.beat("link"), refused=self._renewal.refused,
             identity=lambda: load_identity(self._state / FOLDER) if config.enrolled else None,
+            unreadable=lambda order, why: self._worker.refuse(order, why),
         )  # fmt: skip
-        self._page = Page(self._counters, self._state, self._slots.running, _own_rss, self._certificate_expiry)
+        self._page = Page(
+            self._counters, self._state, self._slots.running, _own_rss, self._certificate_expiry, emulated=self._device.emulated
+        )
         self._reporter = Reporter(self._page.families, self._link.send)
         transfers = Transfers(self._link.artifacts, cache, self._attached, self._counters, config.lock)
         local = LocalBench(Site(scratch, config.threads, config.lock, unit_socket=config.runner_socket), config.memory_bytes)
@@ -222,7 +230,7 @@ class Supervisor:
     def _start(self) -> None:
         if self._config.metrics is not None:
             self._serve_metrics(self._config.metrics)
-        for name, limit in limits_in_force().items():
+        for name, limit in limits_in_force(in_unit=self._config.runner_socket is not None).items():
             _LOG.info("limit of a runner: %s: %s", name, limit)
         if self._config.runner_socket is not None:
             _LOG.info("runners are units of their own: %s", self._config.runner_socket)
@@ -284,13 +292,16 @@ class Supervisor:
         self._link.send(Probed(self._device))
 
     def _prove(self) -> tuple[Capability, ...] | None:
-        """None where no runner starts: an agent that cannot measure still deploys, goes back and tells. Raises Cancelled."""
+        """None where no runner starts, or the disk refuses: an agent that cannot measure still deploys, goes back and tells.
+
+        Raises Cancelled.
+        """
         try:
             return probe.probe_capabilities(
                 self._config.runtimes, self._state, lock=self._config.lock, cancelled=self._stop.is_set,
                 unit_socket=self._config.runner_socket,
             )  # fmt: skip
-        except Unreachable as error:
+        except (Unreachable, OSError) as error:
             _LOG.error("nothing can be proved: %s", error)
             return None
 
@@ -302,9 +313,9 @@ class Supervisor:
         )  # fmt: skip
 
     def _beat(self) -> Heartbeat:
-        self._worker.wake()  # so that it notices what another process changed in the slots
         paused = bool(self._pause)
-        self._notifier.status("paused" if paused else f"attached to {self._config.controller}")
+        self._worker.beat(paused=paused)  # it also looks for what another process changed in the slots
+        self._notifier.status(self._too_old or ("paused" if paused else f"attached to {self._config.controller}"))
         return Heartbeat(self._worker.running(), self._disk_free(), _own_rss(), paused)
 
     def _detached(self) -> None:
@@ -316,7 +327,10 @@ class Supervisor:
 
     def _receive(self, body: ControllerBody) -> None:
         if isinstance(body, Welcome):
-            _LOG.info("attached, session %d", body.epoch)
+            _LOG.info("attached, session %d, controller %s", body.epoch, body.version or "of an unknown version")
+            self._too_old = body.upgrade
+            if body.upgrade:
+                _LOG.warning("no orders for this agent: %s", body.upgrade)
             self._attached.set()
             self._clock.heard(body.unix_ms)
             self._renewal.attached()

@@ -19,6 +19,7 @@ from agent.metrics import Counters
 from agent.outbox import Outbox
 from agent.threads import vital
 from agent.transfer import Cancelled, TimedOut, Transfers
+from edgefarm import __version__
 from edgefarm.errors import EdgefarmError
 from edgefarm.heap import give_back
 from edgefarm.model import (
@@ -32,6 +33,7 @@ from edgefarm.model import (
     FailureKind,
     LatencyResult,
     LatencyWork,
+    Limits,
     Order,
     Outcome,
     Stage,
@@ -52,7 +54,7 @@ class Bench(Protocol):
         ...
 
 
-class Job:
+class OpenOrder:
     """An order with the launches that are still to do."""
 
     def __init__(self, order: Order, indices: Sequence[int]) -> None:
@@ -88,7 +90,7 @@ class Worker:
         device: this device's name.
         scratch: an empty folder on the cache's file system.
         failed: told of an error that ended one of the threads: nothing is worked on any more.
-        paused: while it says so, no launch begins.
+        paused: while it says so, no launch begins; orders go back once the controller was told (`beat`).
         alive: called again and again by the worker's thread for as long as it does not hang.
         wall: UTC milliseconds.
     """
@@ -102,9 +104,9 @@ class Worker:
         self._device, self._bench, self._cache, self._transfers = device, bench, cache, transfers
         self._outbox, self._activation, self._scratch, self._counters = outbox, activation, scratch, counters
         self._changed = threading.Condition()
-        self._jobs: deque[Job] = deque()
+        self._open: deque[OpenOrder] = deque()
         self._deployments: deque[Deployment] = deque()
-        self._draining = self._stopped = self._woken = False
+        self._draining = self._pause_told = self._stopped = self._woken = False
         self._threads = [vital("worker", self.run, failed), vital("fetch-ahead", self.run_ahead, failed)]
 
     def start(self) -> None:
@@ -116,8 +118,8 @@ class Worker:
         """Kills what runs, and ends. What was not finished is not in the journal, and will be ordered again."""
         with self._changed:
             self._stopped = True
-            for job in self._jobs:
-                job.cancelled.set()
+            for held in self._open:
+                held.cancelled.set()
             self._changed.notify_all()
         for thread in self._threads:
             if thread.ident is not None:
@@ -129,29 +131,42 @@ class Worker:
             self._woken = True
             self._changed.notify_all()
 
+    def beat(self, *, paused: bool) -> None:
+        """A heartbeat goes up that says whether this device is paused: what follows it is understood. Look again."""
+        self._pause_told = paused
+        self.wake()
+
     def order(self, order: Order) -> None:
         """Takes an order, once; launches that are done already are not run again."""
         done = self._outbox.finished(order.id)
         self._outbox.ask_again(order.id)
         indices = order.work.launches if isinstance(order.work, LatencyWork) else (0,)
         with self._changed:
-            if self._stopped or any(job.order.id == order.id for job in self._jobs):
+            if self._stopped or any(held.order.id == order.id for held in self._open):
                 return
             if self._draining:
                 self._outbox.end(order.id, cancelled=True)
             else:
-                job = Job(order, [i for i in dict.fromkeys(indices) if i not in done])
-                self._jobs.append(job)
-                self._cache.pin(job.owner, job.wanted())
+                held = OpenOrder(order, [i for i in dict.fromkeys(indices) if i not in done])
+                self._open.append(held)
+                self._cache.pin(held.owner, held.wanted())
             self._woken = True
             self._changed.notify_all()
+
+    def refuse(self, order: str, why: str) -> None:
+        """Answers an order that only a newer version can read."""
+        detail = f"this agent ({__version__}) cannot read what was ordered: {why}: upgrade it"
+        failure = Failure(FailureKind.UNSPECIFIED, detail, Stage.RUN)
+        self._outbox.add(Attempt(order, 0, self._device, self._wall(), 0, failure), Limits())
+        self._outbox.end(order, cancelled=False)
+        self.wake()
 
     def cancel(self, order: str) -> None:
         """Gives an order up, now."""
         with self._changed:
-            for job in self._jobs:
-                if job.order.id == order:
-                    job.cancelled.set()
+            for held in self._open:
+                if held.order.id == order:
+                    held.cancelled.set()
             self._woken = True
             self._changed.notify_all()
 
@@ -174,21 +189,21 @@ class Worker:
         """Finishes the running order and takes no other; those that were not begun are given back."""
         with self._changed:
             self._draining = True
-            for job in list(self._jobs)[1:]:
-                job.cancelled.set()
+            for held in list(self._open)[1:]:
+                held.cancelled.set()
             self._woken = True
             self._changed.notify_all()
 
     def open_orders(self) -> tuple[str, ...]:
         """Orders that this agent holds, the running one first."""
         with self._changed:
-            held = [job.order.id for job in self._jobs]
-        return tuple(dict.fromkeys([*held, *self._outbox.ending()]))
+            open_here = [held.order.id for held in self._open]
+        return tuple(dict.fromkeys([*open_here, *self._outbox.ending()]))
 
     def running(self) -> str:
         """The order that is being worked on, or ''."""
         with self._changed:
-            return self._jobs[0].order.id if self._jobs else ""
+            return self._open[0].order.id if self._open else ""
 
     def run(self) -> None:
         """The worker thread."""
@@ -204,26 +219,26 @@ class Worker:
 
     def run_ahead(self) -> None:
         """The thread that fetches for the next order; what goes wrong here is met again, and reported, when its turn comes."""
-        fetched: Job | None = None
+        fetched: OpenOrder | None = None
         while True:
             with self._changed:
-                while not self._stopped and (len(self._jobs) < 2 or self._jobs[1] is fetched):
+                while not self._stopped and (len(self._open) < 2 or self._open[1] is fetched):
                     self._changed.wait()
                 if self._stopped:
                     return
-                fetched = job = self._jobs[1]
+                fetched = held = self._open[1]
             try:
-                self._fetch(job, job.cancelled.is_set)
+                self._fetch(held, held.cancelled.is_set)
             except (Cancelled, EdgefarmError, OSError, ValueError) as error:
-                _LOG.info("order %s: nothing fetched ahead: %s", job.order.id, error)
+                _LOG.info("order %s: nothing fetched ahead: %s", held.order.id, error)
 
     def _is_stopped(self) -> bool:
         """Asked by whatever keeps the worker's thread for long, so that the asking is its sign of life."""
         self._alive()
         return self._stopped
 
-    def _is_cut(self, job: Job) -> bool:
-        return self._is_stopped() or job.cancelled.is_set()
+    def _is_cut(self, held: OpenOrder) -> bool:
+        return self._is_stopped() or held.cancelled.is_set()
 
     def _next_deployment(self) -> Deployment | None:
         with self._changed:
@@ -232,69 +247,78 @@ class Worker:
     def _step(self) -> bool:
         """One launch of the running order (or its end); False if there is none."""
         with self._changed:
-            job = next((j for j in self._jobs if j.cancelled.is_set()), self._jobs[0] if self._jobs else None)
-        if job is None:
+            held = next((o for o in self._open if o.cancelled.is_set()), self._open[0] if self._open else None)
+        if held is None:
             return False
-        if not job.left or job.cancelled.is_set():
-            self._end(job)
+        if not held.left or held.cancelled.is_set():
+            self._end(held)
             return True
         if self._paused():
-            return False
+            if told := self._pause_told:
+                self._end(held)  # it may last: others of the class, and of this host, need not wait for it
+            return told
         try:
-            if job.models is None:
-                job.models = self._prepare(job)
-            self._launch(job)
+            if held.models is None:
+                held.models = self._prepare(held)
+            self._launch(held)
         except Cancelled:
             if self._stopped:
                 return False
-            job.cancelled.set()
+            held.cancelled.set()
         except (EdgefarmError, OSError, ValueError) as error:
             if self._stopped:  # the end of the agent is no failure of the order
                 return False
             kind = FailureKind.TIMEOUT if isinstance(error, TimedOut) else FailureKind.TRANSFER
-            self._give_up(job, Failure(kind, str(error), Stage.TRANSFER))
+            self._give_up(held, Failure(kind, str(error), Stage.TRANSFER))
         return True
 
-    def _fetch(self, job: Job, cancelled: Callable[[], bool]) -> None:
-        limit_s = job.order.limits.transfer_ns / 1e9
+    def _fetch(self, held: OpenOrder, cancelled: Callable[[], bool]) -> None:
+        limit_s = held.order.limits.transfer_ns / 1e9
         started = time.monotonic()
-        for digest, size in job.wanted().items():
+        for digest, size in held.wanted().items():
             self._transfers.fetch(digest, size, max(0.001, limit_s - (time.monotonic() - started)), cancelled)
 
-    def _prepare(self, job: Job) -> dict[str, Path]:
-        self._fetch(job, lambda: self._is_cut(job))
+    def _prepare(self, held: OpenOrder) -> dict[str, Path]:
+        self._fetch(held, lambda: self._is_cut(held))
         folder = self._scratch / "order"
         shutil.rmtree(folder, ignore_errors=True)
-        return {c.key: self._cache.materialise(c.candidate.artifact, folder / str(i)) for i, c in enumerate(job.contenders)}
+        return {c.key: self._cache.materialise(c.candidate.artifact, folder / str(i)) for i, c in enumerate(held.contenders)}
 
-    def _launch(self, job: Job) -> None:
-        index, started_ms = job.left[0], self._wall()
-        _LOG.info("order %s: launch %d begins", job.order.id, index)
+    def _launch(self, held: OpenOrder) -> None:
+        index = held.left[0]
+        _LOG.info("order %s: launch %d begins", held.order.id, index)
+        inputs = self._inputs(held)
+        asked_ms = self._wall()
         try:
-            measured = self._bench.measure(job.order, index, job.models or {}, self._inputs(job), lambda: self._is_cut(job))
-            outcome = self._keep(job, measured)
+            measured = self._bench.measure(held.order, index, held.models or {}, inputs, lambda: self._is_cut(held))
+            outcome = self._keep(held, measured)
         except (Cancelled, OSError, EdgefarmError):
             raise
         except Exception as error:  # a bug of the measuring half must not end the agent: it is this attempt's failure
-            _LOG.exception("order %s launch %d", job.order.id, index)
+            _LOG.exception("order %s launch %d", held.order.id, index)
             outcome = Failure(FailureKind.CRASH, f"the agent failed to measure: {error!r}", Stage.RUN)
             measured = Measured(outcome, Conditions())
-        attempt = Attempt(job.order.id, index, self._device, started_ms, measured.duration_ns, outcome, measured.conditions)
-        self._record(job, attempt)
-        job.left.popleft()
+        started_ms = asked_ms + measured.waited_ns // 10**6  # when the host was this device's alone
+        attempt = Attempt(held.order.id, index, self._device, started_ms, measured.duration_ns, outcome, measured.conditions)
+        self._record(held, attempt)
+        held.left.popleft()
         failure = outcome if isinstance(outcome, Failure) else None
-        job.failures_in_a_row = job.failures_in_a_row + 1 if failure else 0
-        if failure is not None and job.left and job.failures_in_a_row >= _IN_A_ROW:
-            self._give_up(job, replace(failure, detail=f"not tried, since launch {index} failed: {failure.detail}"))
+        held.failures_in_a_row = held.failures_in_a_row + 1 if failure else 0
+        if failure is not None and held.left and held.failures_in_a_row >= _IN_A_ROW:
+            self._give_up(held, replace(failure, detail=f"not tried, since launch {index} failed: {failure.detail}"))
 
-    def _inputs(self, job: Job) -> list[Path]:
+    def _inputs(self, held: OpenOrder) -> list[Path]:
         """The pinned shards; one that was damaged since is fetched again."""
-        limit_s = job.order.limits.transfer_ns / 1e9
-        return [self._transfers.fetch(digest, None, limit_s, lambda: self._is_cut(job)) for digest in job.shards]
+        limit_s = held.order.limits.transfer_ns / 1e9
+        return [self._transfers.fetch(digest, None, limit_s, lambda: self._is_cut(held)) for digest in held.shards]
 
-    def _keep(self, job: Job, measured: Measured) -> Outcome:
+    def _keep(self, held: OpenOrder, measured: Measured) -> Outcome:
         """Moves the blobs into the cache and their digests into the outcome. Raises OSError, QuotaExceeded."""
-        digests = self._outbox.keep(job.order.id, job.left[0], measured.blobs)
+        try:
+            digests = self._outbox.keep(held.order.id, held.left[0], measured.blobs)
+        finally:
+            for path in measured.blobs.values():  # what was not moved
+                path.unlink(missing_ok=True)
         outcome = measured.outcome
         if isinstance(outcome, LatencyResult):
             return replace(outcome, samples=digests.get("samples", ""))
@@ -302,23 +326,23 @@ class Worker:
             return replace(outcome, outputs=digests.get("outputs", ""), golden=digests.get("golden", ""))
         return outcome
 
-    def _record(self, job: Job, attempt: Attempt) -> None:
-        self._counters.add_trial(job.order.model, attempt.outcome)
-        self._outbox.add(attempt, job.order.limits)
+    def _record(self, held: OpenOrder, attempt: Attempt) -> None:
+        self._counters.add_trial(held.order.model, attempt.outcome)
+        self._outbox.add(attempt, held.order.limits)
 
-    def _give_up(self, job: Job, failure: Failure) -> None:
+    def _give_up(self, held: OpenOrder, failure: Failure) -> None:
         """Answers every launch that is left with the same failure, so that the controller waits for none."""
-        _LOG.warning("order %s: %s: %s", job.order.id, failure.kind.value, failure.detail)
-        for index in job.left:
-            self._record(job, Attempt(job.order.id, index, self._device, self._wall(), 0, failure))
-        job.left.clear()
+        _LOG.warning("order %s: %s: %s", held.order.id, failure.kind.value, failure.detail)
+        for index in held.left:
+            self._record(held, Attempt(held.order.id, index, self._device, self._wall(), 0, failure))
+        held.left.clear()
 
-    def _end(self, job: Job) -> None:
-        if job.models is not None:
+    def _end(self, held: OpenOrder) -> None:
+        if held.models is not None:
             shutil.rmtree(self._scratch / "order", ignore_errors=True)
-        self._outbox.end(job.order.id, cancelled=bool(job.left))
+        self._outbox.end(held.order.id, cancelled=bool(held.left))
         with self._changed:
-            self._jobs.remove(job)
-            self._cache.unpin(job.owner)
+            self._open.remove(held)
+            self._cache.unpin(held.owner)
             self._changed.notify_all()
         give_back()

@@ -100,8 +100,10 @@ class Authority:
         builder = (
             _builder(_name(name), self._certificate.subject, key, begin, end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName(known), critical=False)
+            .add_extension(_may(signatures=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(x509.SubjectAlternativeName(known), critical=False)
+            .add_extension(_key_of_issuer(self._certificate), critical=False)
         )
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
@@ -112,6 +114,7 @@ def _found(folder: Path, above: tuple[Path, Path] | None) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     subject, end = _name("edgefarm authority " + os.urandom(4).hex()), datetime.now(timezone.utc) + _LIFE
     issuer: x509.Name = subject
+    parent: x509.Certificate | None = None
     signing_key: _SigningKey = key
     if above is not None:
         parent = _certificate(_read(above[0]), above[0])
@@ -122,8 +125,10 @@ def _found(folder: Path, above: tuple[Path, Path] | None) -> None:
     builder = (
         _builder(subject, issuer, key.public_key(), _EPOCH, end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_signs_certificates(), critical=True)
+        .add_extension(_may(certificates=True), critical=True)
     )
+    if parent is not None:
+        builder = builder.add_extension(_key_of_issuer(parent), critical=False)
     certificate = builder.sign(signing_key, hashes.SHA256())
     atomic_write(folder / _KEY, _key_pem(key), mode=0o600)
     atomic_write(folder / _CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
@@ -147,13 +152,25 @@ def _check_above(parent: x509.Certificate, key: _SigningKey, files: tuple[Path, 
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, begin: datetime, end: datetime
 ) -> x509.CertificateBuilder:
-    return x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), begin, end)
+    """What all have; with the identifiers that strict programs ask for (RFC 5280, 4.2.1.1 and 4.2.1.2)."""
+    made = x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), begin, end)
+    return made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
 
 
-def _signs_certificates() -> x509.KeyUsage:
+def _key_of_issuer(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    try:
+        named = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        key = issuer.public_key()
+        assert isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey))
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(named)
+
+
+def _may(*, signatures: bool = False, certificates: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-        key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+        digital_signature=signatures, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
+        key_cert_sign=certificates, crl_sign=certificates, encipher_only=False, decipher_only=False,
     )  # fmt: skip
 
 

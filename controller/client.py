@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -20,18 +20,30 @@ from controller.deployments import UNDERWAY
 from edgefarm import chunks
 from edgefarm.digest import digest_bytes, digest_file
 from edgefarm.errors import DigestMismatch, EdgefarmError, StorageError, Unreachable, UserError
-from edgefarm.model import CHUNK_BYTES, Deployment, DeploymentStatus, DeviceStatus, Hold, Order, OrderStatus, Progress, Run
+from edgefarm.model import (
+    CHUNK_BYTES,
+    Deployment,
+    DeploymentStatus,
+    DeviceStatus,
+    Hold,
+    Order,
+    OrderStatus,
+    Progress,
+    Run,
+    User,
+    Wait,
+)
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc, control_pb2, control_pb2_grpc
 from edgefarm.wire import decode, encode
 
 _TRANSFER_S = 3600.0  # of one attempt to move a content; a broken one goes on where it broke
 _LONGEST_WAIT_S = 30.0  # of one call; longer waits are several
 _HEARTBEAT_S = 5.0  # of a driver: well within the controller's limit
-_ORDERS_AT_ONCE = 500
+_BATCH_BYTES = 4 * 2**20  # of orders or deployments in one request: well below the largest message
 
 
 class Client:
-    """Implements `controller.control.Control`. Safe from any thread; every call may be repeated.
+    """Implements `controller.control.Control`. Safe from any thread; every call but `roll_back` is repeated until it gets through.
 
     Args:
         connection: to the controller.
@@ -58,6 +70,12 @@ class Client:
             raise self._lost
         return self._connection.call(method, request, wait_s)
 
+    def _gather(self, method: Any, request: Any, wait_s: float = 0.0) -> list[Any]:
+        """All parts of an answer."""
+        if self._lost is not None:
+            raise self._lost
+        return self._connection.gather(method, request, wait_s)
+
     # Runs and orders
 
     def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str]) -> Run:
@@ -80,8 +98,7 @@ class Client:
 
     def submit(self, orders: Sequence[Order]) -> None:
         """Queues orders; one whose id is known already is left as it is."""
-        for start in range(0, len(orders), _ORDERS_AT_ONCE):
-            some = [encode(o) for o in orders[start : start + _ORDERS_AT_ONCE]]
+        for some in _batches(orders):
             self._call(self._control.Submit, control_pb2.SubmitRequest(orders=some))
 
     def cancel(self, run: str, orders: Sequence[str]) -> None:
@@ -109,6 +126,11 @@ class Client:
             found = view.take(self._connection.gather(self._control.Progress, request, wait))
             if found.revision > since or left <= 0:
                 return found
+
+    def waits(self, run: str = "") -> Sequence[Wait]:
+        """What orders that wait (of one run), wait for, by run and device; those that only wait for their run's own are not told."""
+        parts = self._gather(self._control.Waits, control_pb2.WaitsRequest(run=run))
+        return [decode(Wait, w) for part in parts for w in part.waits]
 
     # Artifacts
 
@@ -169,27 +191,40 @@ class Client:
 
     def devices(self) -> Sequence[DeviceStatus]:
         """All registered devices, by name."""
-        return [decode(DeviceStatus, d) for d in self._call(self._control.Devices, control_pb2.DevicesRequest()).devices]
+        parts = self._gather(self._control.Devices, control_pb2.DevicesRequest())
+        return [decode(DeviceStatus, d) for part in parts for d in part.devices]
 
     def deploy(self, deployments: Sequence[Deployment], retry: bool = False) -> Sequence[DeploymentStatus]:
         """Says what devices are to run."""
-        request = control_pb2.DeployRequest(deployments=[encode(d) for d in deployments], retry=retry)
-        return _statuses(self._call(self._control.Deploy, request))
+        statuses: list[DeploymentStatus] = []
+        for some in _batches(deployments):
+            statuses += _statuses(self._gather(self._control.Deploy, control_pb2.DeployRequest(deployments=some, retry=retry)))
+        return statuses
 
     def deployments(self, model: str = "") -> Sequence[DeploymentStatus]:
         """The newest deployment of every (device, model)."""
-        return _statuses(self._call(self._control.Deployments, control_pb2.DeploymentsRequest(model=model)))
+        return _statuses(self._gather(self._control.Deployments, control_pb2.DeploymentsRequest(model=model)))
 
     def roll_back(self, model: str, devices: Sequence[str]) -> Sequence[DeploymentStatus]:
         """Orders the last committed deployment before the present one again, under a new generation."""
-        return _statuses(self._call(self._control.RollBack, control_pb2.RollBackRequest(model=model, devices=devices)))
+        request = control_pb2.RollBackRequest(model=model, devices=devices)
+        try:
+            # Once only: where just the answer got lost, a second time would go back further.
+            return _statuses(self._connection.gather(self._control.RollBack, request, patience_s=0.0))
+        except Unreachable as error:
+            if isinstance(error, StorageError):
+                raise
+            raise Unreachable(
+                f"controller {self._connection.address}: did not answer, and may have ordered the way back or not: "
+                f"'controller devices' shows what runs; look there before you repeat it ({error})"
+            ) from error
 
     def wait_for_deployments(self, ids: Sequence[str], timeout_s: float) -> Sequence[DeploymentStatus]:
         """Waits until each has ended (committed, failed …) or the time is over; returns the statuses as they are then."""
         while True:
             wait_s = max(0.0, min(timeout_s, _LONGEST_WAIT_S))
             request = control_pb2.WaitForDeploymentsRequest(ids=ids, wait_ns=round(wait_s * 1e9))
-            statuses = _statuses(self._call(self._control.WaitForDeployments, request, wait_s))
+            statuses = _statuses(self._gather(self._control.WaitForDeployments, request, wait_s))
             timeout_s -= wait_s
             if timeout_s <= 0 or all(s.state not in UNDERWAY for s in statuses):
                 return statuses
@@ -259,8 +294,12 @@ class Client:
         return str(self._call(self._control.CreateToken, request).token)
 
     def add_user(self, name: str, role: str) -> str:
-        """A token with which a user logs in."""
+        """A token with which a user logs in on one machine. `role` counts at once; empty: as it is, operator for a new user."""
         return str(self._call(self._control.AddUser, control_pb2.AddUserRequest(name=name, role=role)).token)
+
+    def users(self) -> Sequence[User]:
+        """All users, by name."""
+        return [decode(User, u) for u in self._call(self._control.Users, control_pb2.UsersRequest()).users]
 
     def label(self, device: str, labels: Mapping[str, str | None]) -> None:
         """Sets labels of a device, takes away those that are None."""
@@ -274,6 +313,10 @@ class Client:
     def revoke(self, device: str) -> None:
         """Shuts a device out."""
         self._call(self._control.RevokeDevice, control_pb2.RevokeDeviceRequest(device=device))
+
+    def revoke_user(self, name: str) -> None:
+        """Shuts a user out, on all machines."""
+        self._call(self._control.RevokeUser, control_pb2.RevokeUserRequest(user=name))
 
 
 class _View:
@@ -307,8 +350,22 @@ def _chunks(stream: IO[bytes], digest: str, offset: int, total: int) -> Iterator
         yield artifacts_pb2.PushChunk(data=data)
 
 
-def _statuses(reply: Any) -> list[DeploymentStatus]:
-    return [decode(DeploymentStatus, d) for d in reply.deployments]
+def _batches(values: Iterable[Any]) -> Iterator[list[Any]]:
+    """All values, encoded, in batches that fit into a message."""
+    batch: list[Any] = []
+    size = 0
+    for message in map(encode, values):
+        if batch and size + message.ByteSize() > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += message.ByteSize()
+    if batch:
+        yield batch
+
+
+def _statuses(parts: Sequence[Any]) -> list[DeploymentStatus]:
+    return [decode(DeploymentStatus, d) for part in parts for d in part.deployments]
 
 
 def _holds(reply: Any) -> list[Hold]:

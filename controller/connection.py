@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import grpc
 
-from edgefarm.channels import as_error, open_channel
+from edgefarm.channels import KEPT_OPTIONS, as_error, open_channel
 from edgefarm.credentials import Identity
-from edgefarm.errors import EdgefarmError, ProtocolError, Unreachable
+from edgefarm.errors import EdgefarmError, Unreachable, UserError
 
 T = TypeVar("T")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
@@ -21,15 +21,11 @@ MESSAGE_BYTES = 16 * 2**20
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    *KEPT_OPTIONS,
     ("grpc.enable_retries", 0),  # trying again is ours: within a limit, and told
     ("grpc.use_local_subchannel_pool", 1),
 ]
-# What a broken connection, or a controller that stops or is not there, looks like. All calls are idempotent.
+# What a broken connection, or a controller that stops or is not there, looks like. Calls that are repeated are idempotent.
 _TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -43,7 +39,7 @@ class Connection:
     """
 
     def __init__(self, address: str, identity: Identity | None = None, patience_s: float = 300.0) -> None:
-        self.address, self.patience_s = address, patience_s
+        self.address, self.patience_s, self._identity = address, patience_s, identity
         self.channel = open_channel(address, identity, _OPTIONS)
         self._closed = threading.Event()
 
@@ -56,9 +52,9 @@ class Connection:
         """One answer to one request that may take `wait_s` longer than others. Raises what the controller raised, Unreachable."""
         return self.persist(lambda: method(request, timeout=ANSWER_S + wait_s), patience_s=patience_s)
 
-    def gather(self, method: Any, request: Any, wait_s: float = 0.0) -> list[Any]:
+    def gather(self, method: Any, request: Any, wait_s: float = 0.0, patience_s: float | None = None) -> list[Any]:
         """All messages of a streamed answer."""
-        return self.persist(lambda: list(method(request, timeout=ANSWER_S + wait_s)))
+        return self.persist(lambda: list(method(request, timeout=ANSWER_S + wait_s)), patience_s=patience_s)
 
     def persist(self, attempt: Callable[[], T], arrived: Callable[[], int] = lambda: 0, patience_s: float | None = None) -> T:
         """Makes a call until it gets through.
@@ -90,9 +86,15 @@ class Connection:
             pause = min(_LONGEST_PAUSE_S, random.uniform(_FIRST_PAUSE_S, 3 * pause))
             if time.monotonic() + pause - began > patience_s or self._closed.wait(pause):
                 raise Unreachable(
-                    f"controller {self.address} could not be reached for {patience_s:g} s: {detail}; what was measured is kept: "
-                    "run the same command again once it answers"
+                    f"controller {self.address} could not be reached for {patience_s:g} s: {detail}{self._expired()}; what was measured is "
+                    "kept: run the same command again once it answers"
                 )
+
+    def _expired(self) -> str:
+        """A certificate that ended meanwhile looks like an absent controller; the next command renews it before it connects."""
+        if self._identity is None or time.time() * 1000 < self._identity.not_after_unix_ms:
+            return ""
+        return f"; the certificate of {self._identity.name!r} has ended since this command began"
 
 
 def _final(status: grpc.RpcError) -> EdgefarmError | None:
@@ -100,7 +102,7 @@ def _final(status: grpc.RpcError) -> EdgefarmError | None:
     if not isinstance(status, grpc.Call):
         return None
     if status.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return ProtocolError(f"the controller is older than this command, or none: {status.details()}")
+        return UserError(f"the controller is older than this command, or none: {status.details()}: upgrade it, or check the address")
     error = as_error(status)
     if type(error) is not Unreachable:
         return error

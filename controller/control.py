@@ -2,7 +2,8 @@
 
 Two implementations: in-process (`controller.farm.Farm`, hosted) and over gRPC (`controller.client.Client`, to a running controller,
 which knows by itself who calls: it takes its own word for `owner` and `holder`).
-Everything that crosses it is a value of `edgefarm.model`; every call is idempotent, so a driver may repeat it after a restart.
+Everything that crosses it is a value of `edgefarm.model`; every call but `roll_back` is idempotent, so a driver may repeat it after a
+restart.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from edgefarm.model import Deployment, DeploymentStatus, DeviceStatus, Hold, Order, Progress, Run
+from edgefarm.model import Deployment, DeploymentStatus, DeviceStatus, Hold, Order, Progress, Run, Wait
 
 
 class Control(Protocol):
     """What a driver may ask of a controller. Errors are those of `edgefarm.errors`."""
 
     def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str]) -> Run:
-        """The campaign's newest run if its `spec_digest` is equal, else a new one, NAME@N+1."""
+        """The campaign's newest run if its `spec_digest` is equal, else a new one, NAME@N+1, of the same owner.
+
+        A campaign belongs to who opened it first. Raises Denied for another user who is no admin; so do all calls that change its runs.
+        """
         ...
 
     def update_run(self, run: Run) -> None:
@@ -63,6 +67,10 @@ class Control(Protocol):
 
     def progress(self, run: str, since: int = -1, wait_s: float = 0.0) -> Progress:
         """All orders of a run with their attempts; waits until its revision is above `since`, or `wait_s` passed."""
+        ...
+
+    def waits(self, run: str = "") -> Sequence[Wait]:
+        """What orders that wait (of one run), wait for, by run and device; those that only wait for their run's own are not told."""
         ...
 
     def deploy(self, deployments: Sequence[Deployment], retry: bool = False) -> Sequence[DeploymentStatus]:

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from controller import rights
+from controller import rights, versions
 from controller.fair_queue import FairQueue
 from controller.holds import Holds
-from controller.reconcile import HeldOrder, KnownDeployment, is_supported, reconcile
+from controller.reconcile import HeldOrder, KnownDeployment, reconcile
 from controller.sessions import Session, Station
+from controller.standing import Standing
 from controller.store import QueueEntry, Store
 from edgefarm.errors import Busy, Denied, EdgefarmError, QuotaExceeded, Unreachable
 from edgefarm.model import (
@@ -58,6 +59,7 @@ class Dispatcher:
         self._stations = {d.name: Station(d, seen, quiet_since=clock()) for d, seen in store.devices()}
         self._queue = FairQueue(store, holds, clock)
         self._sent_turn = self._queue.sent_turn
+        self.owner, self.run_changed = self._queue.owner, self._queue.changed
 
     def attach(self, session: Session, hello: Hello) -> None:
         """Takes a device in: an older session ends, losses are counted, the difference to what should be is sent."""
@@ -67,7 +69,8 @@ class Dispatcher:
         if station.instance not in ("", hello.instance) and not station.released:
             suspect = station.session.working_on if station.session else station.last_order
             self._process_lost(session.device, suspect, {a.order for a in hello.unacknowledged})
-        station.session, station.instance, station.protocol = session, hello.instance, hello.protocol
+        station.session, station.instance = session, hello.instance
+        station.too_old, station.lacks = versions.why_too_old(hello), versions.lacking(hello)
         station.released, station.last_order, station.given_up = False, "", ""
         session.heard = self._clock()
         self._know(station, hello.device, hello.probed)
@@ -81,7 +84,7 @@ class Dispatcher:
                 self._mark_sent(entry.id, session.device)
         stored = [o for e in self._held(session.device) if (o := self._store.order(e.id)) is not None]
         known = [KnownDeployment(s.deployment, s.status) for s in self._store.history(session.device)]
-        difference = reconcile(hello, [HeldOrder(o.order, o.done) for o in stored], known)
+        difference = reconcile(hello, [HeldOrder(o.order, o.done) for o in stored], known, too_old=bool(station.too_old))
         for status in difference.learned:
             self._store.save_status(replace(status, device=session.device))
         for order_id in difference.finished:
@@ -89,8 +92,10 @@ class Dispatcher:
         for order in difference.resend:
             self._mark_sent(order.id, session.device)
         station.granted -= {o.id for o in difference.resend}
-        session.send([*difference.cancel, *difference.resend, *difference.deploy])
+        session.send([*difference.cancel, *difference.resend])
         self._grant(station)
+        for deployment in difference.deploy:
+            self.send_deployment(deployment)
 
     def _know(self, station: Station, device: Device, probed: bool) -> None:
         """Until it has probed again, a device is what it was when it last had."""
@@ -117,7 +122,7 @@ class Dispatcher:
             self._attempt(session, replace(body, device=session.device))
         elif isinstance(body, OrderEnded):
             self._ended(session, body)
-        elif isinstance(body, DeploymentStatus):
+        elif isinstance(body, DeploymentStatus) and body.state is not DeploymentState.UNSPECIFIED:  # a newer agent's: it says more later
             self._store.save_status(replace(body, device=session.device))
             self._grant(station)
 
@@ -142,8 +147,8 @@ class Dispatcher:
         stored = self._store.order(body.order)
         if stored is None or stored.state is not OrderState.SENT or stored.sent_to != session.device:
             return
-        if body.cancelled:  # nobody asked for that: the agent takes nothing more
-            session.draining = True
+        if body.cancelled:  # nobody here asked for that: the agent takes nothing more, until it is resumed where its user paused it
+            session.draining |= not session.paused
             self._store.mark(body.order, OrderState.QUEUED, from_states=_OPEN)
         else:
             self._store.mark(body.order, OrderState.DONE, from_states=_OPEN)
@@ -225,10 +230,24 @@ class Dispatcher:
     def dispatch(self) -> None:
         """Gives ready devices what the schedule says."""
         ending = {order for s in self._stations.values() if s.session is not None for order in s.session.ending}
-        assignments = self._queue.assign(self._store.queue(), self._stations, ending)
+        queue = self._store.queue()
+        assignments = self._queue.assign(queue, self._stations, ending)
         given = [self._give(a.order, self._stations[a.device]) for a in assignments]
-        if not all(given):
+        hopeless = self._queue.hopeless(queue, self._stations)
+        for order_id, device in hopeless.items():
+            self._give_up(order_id, self._stations[device])
+        if hopeless or not all(given):
             self.dispatch()
+
+    def _give_up(self, order_id: str, station: Station) -> None:
+        """Answers for a device whose agent could not: every launch that is left has failed."""
+        stored = self._store.order(order_id)
+        assert stored is not None
+        failure = versions.unable(station.device, versions.feature_of(stored.order))
+        for index in stored.order.work.launches if isinstance(stored.order.work, LatencyWork) else (0,):
+            if index not in stored.done:
+                self._store.add_attempt(Attempt(order_id, index, station.device.name, self._wall(), 0, failure), None)
+        self._store.mark(order_id, OrderState.DONE, from_states=_OPEN)
 
     def _give(self, order_id: str, station: Station) -> bool:
         """Sends an order; False if there is nothing left to do of it."""
@@ -281,21 +300,21 @@ class Dispatcher:
     def send_deployment(self, deployment: Deployment) -> None:
         """Brings a deployment to its device, if that is there; else it gets it when it attaches."""
         station = self._stations.get(deployment.device)
-        if station is not None and station.session is not None and is_supported(station.protocol):
-            self._grant(station)
-            station.session.send([deployment])
+        if station is None or station.session is None or station.too_old:
+            return
+        if (status := versions.refused(deployment, station.device, station.lacks)) is not None:
+            self._store.save_status(status)
+            return
+        self._grant(station)
+        station.session.send([deployment])
+
+    def standing(self) -> Standing:
+        """How devices and waiting orders stand now."""
+        return Standing(self._store.queue(), self._stations, self._holds, self._queue)
 
     def statuses(self) -> list[DeviceStatus]:
         """All devices, by name."""
-        queue = self._store.queue()
-        found = []
-        for name, s in sorted(self._stations.items()):
-            held = [e for e in queue if e.state is OrderState.SENT and e.sent_to == name]
-            state, reason = _state(s, busy=bool(held), drained=self._holds.drained(name))
-            reason = reason or self._queue.why(name, held, queue, self._stations)
-            seen = self._wall() if s.session else s.last_seen_unix_ms
-            found.append(DeviceStatus(s.device, s.device.device_class, state, seen, reason))
-        return found
+        return self.standing().statuses(self._wall())
 
     def check_fetch(self, device: str, digest: str) -> None:
         """Raises Denied unless an open order or a deployment of the device needs these bytes."""
@@ -334,17 +353,3 @@ class Dispatcher:
 
 def _expected(order: Order, index: int) -> bool:
     return index in order.work.launches if isinstance(order.work, LatencyWork) else index == 0
-
-
-def _state(station: Station, *, busy: bool, drained: bool) -> tuple[str, str]:
-    if station.session is None or not station.attached:
-        return "lost", station.given_up or station.reason
-    if not is_supported(station.protocol):
-        return "needs_upgrade", f"its agent speaks protocol {station.protocol}, which is too old"
-    if not station.probed:
-        return "probing", ""
-    if station.session.draining or drained:
-        return "draining", ""
-    if station.session.paused:
-        return "paused", "its user paused it: edge-agent pause --resume"
-    return ("busy" if busy else "ready"), ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,21 +15,23 @@ from controller.control import Control
 from controller.events import Events
 from controller.evidence import Evaluation, Evidence, Group
 from controller.fleetplan import Build, Setting, Unable, formats_run, group
-from controller.measuring import Measuring
-from controller.report import DeviceResult, build
+from controller.measuring import AWAY, Measuring
+from controller.report import DeviceResult, build, caveat
 from controller.report.candidate import Origin
 from controller.report.document import OptimizeFailure
+from controller.report.kept import keep, kept
 from controller.rollout import statement
 from controller.scoring import Scoring
 from controller.selection import Choice, choose
 from controller.workload import Workload
 from edgefarm.digest import canonical_json
 from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack, UserError
-from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
+from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, Device, DeviceStatus, Run
 from optimizer import search
 from optimizer.passes import ALTERNATIVE
 from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
 from optimizer.recipe import Plan, RecipeError, alternatives, expand
+from optimizer.source import Source
 
 UNTIL = ("optimize", "measure", "select", "rollout")
 _ACTIVATION_S = 300.0
@@ -79,7 +80,8 @@ class Driver:
         self._work = _Work()
         spec = canonical_json(fleet.spec).decode()
         labels = dict(fleet.file.labels)
-        self.run: Run = control.open_run(fleet.name, fleet.spec_digest, spec, getpass.getuser(), labels)
+        opened = control.open_run(fleet.name, fleet.spec_digest, spec, getpass.getuser(), labels)
+        self.run: Run = replace(opened, devices=tuple(t.name for t in fleet.targets))
         self._opened = self.run
 
     def drive(self, until: str = "rollout", *, retry: bool = False) -> dict[str, Any]:
@@ -94,6 +96,7 @@ class Driver:
             return self._finish(made, [], until)
         devices = self._devices()
         groups, unable = self._groups(made, devices)
+        self._warn([devices[name].device for each in groups for name in each.devices])
         with self._events.phase("measure"):
             self._enter("measuring")
             measuring = Measuring(self.run.name, groups, self._control, self._scoring, self._events)
@@ -118,8 +121,9 @@ class Driver:
         pipeline, workload = Pipeline(self._state / "variants"), self._workload
         began = time.monotonic()
         taken = alternatives(workload.space(formats))
-        outcomes = pipeline.run(workload.source, taken, workload.calibration, workload.probe(), self._on_pass, retry=True)
-        _refuse_what_differs(outcomes)
+        others = workload.alternatives
+        outcomes = pipeline.run(workload.source, taken, workload.calibration, workload.probe(), self._on_pass, retry=True, others=others)
+        _refuse_what_differs(outcomes, others)
         own = len(outcomes)
 
         def minutes() -> float:
@@ -134,6 +138,7 @@ class Driver:
                 self._on_pass,
                 cancelled=lambda: minutes() > budget.minutes,
                 retry=retry,
+                others=others,
             )
         made = _gather(workload, outcomes)
         if step.left:
@@ -176,9 +181,20 @@ class Driver:
         for built in made.builds:
             self._put(Path(made.origins[built.artifact.digest].file), built.artifact)
         targets = [(t, devices[t.name]) for t in self._fleet.targets if t.name in devices]
-        lost = [Unable(s, s.reason or "it could not be reached") for _, s in targets if s.state == "lost"]
-        groups, unable = group(source, made.builds, [(t, s) for t, s in targets if s.state != "lost"], setting)
+        lost = [Unable(s, s.reason or "it could not be reached") for _, s in targets if not self._may_measure(s)]
+        groups, unable = group(source, made.builds, [(t, s) for t, s in targets if self._may_measure(s)], setting)
         return groups, [*lost, *unable]
+
+    def _may_measure(self, status: DeviceStatus) -> bool:
+        """A known device of a running controller may be away for a moment only, e.g. since that was restarted: measuring gives it up."""
+        comes_back = self._fleet.controller is not None and status.state == "lost" and bool(status.device.capabilities)
+        return comes_back or status.state not in AWAY
+
+    def _warn(self, devices: Sequence[Device]) -> None:
+        """Before anything is measured on them."""
+        for device in devices:
+            if text := caveat(device):
+                self._events.emit("caveat", f"{device.name}: {text}", device=device.name)
 
     def _put(self, main_file: Path, artifact: Any) -> Any:
         for entry in artifact.files:
@@ -234,7 +250,7 @@ class Driver:
         problem = self._problem(results, until)
         done = until == "rollout"
         before = self._opened
-        if self._work.nothing and before.report and (before.state, before.exit_code) == ("done", 0) and done and not problem:
+        if self._work.nothing and before.has_report and (before.state, before.exit_code) == ("done", 0) and done and not problem:
             return self._as_it_was()
         summary = f"{type(problem).code}: {problem}" if problem else self._summary(results, until)
         self.run = replace(
@@ -261,16 +277,15 @@ class Driver:
         document["not_built"] = [
             {"variant": f.variant, "stage": "optimize", "kind": f.failure.kind.name, "detail": f.failure.detail} for f in made.failures
         ]
-        self.run = replace(self.run, report=json.dumps(document))
+        self.run = replace(self.run, report="", report_digest=keep(document, self._control.put))
         self._control.update_run(self.run)
         return document
 
     def _as_it_was(self) -> dict[str, Any]:
         """The stored report of a run in which nothing had to be done again."""
         self._control.update_run(self._opened)
-        document: dict[str, Any] = json.loads(self._opened.report)
         return {
-            **document,
+            **kept(self._opened, self._control.get),
             "labels": dict(self._opened.labels),
             "summary": "nothing had to be done again: all passes, measurements and deployments were there",
         }
@@ -335,11 +350,12 @@ def make_plans(fleet: Fleet, workload: Workload, formats: frozenset[str] | None 
         raise fleet.document.error(error.message, parse(error.field)) from error
 
 
-def _refuse_what_differs(outcomes: Sequence[PlanOutcome]) -> None:
+def _refuse_what_differs(outcomes: Sequence[PlanOutcome], alternatives: Sequence[Source]) -> None:
     """Raises UserError for an alternative that is not the source's network."""
+    paths = {a.artifact.digest: a.path for a in alternatives}
     for outcome in outcomes:
         if isinstance(outcome, Failed):
-            file = outcome.plan.steps[0].parameters["file"]
+            file = paths[str(outcome.plan.steps[0].parameters["digest"])]
             raise UserError(f"{file}: {outcome.failure.detail.removeprefix(f'{ALTERNATIVE}: ')}")
 
 

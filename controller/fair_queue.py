@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
+from itertools import zip_longest
 
 from controller import schedule
 from controller.holds import Holds
-from controller.reconcile import is_supported
 from controller.sessions import Station
 from controller.shares import Shares
 from controller.store import QueueEntry, Store
-from edgefarm.model import OrderState
+from controller.versions import feature_of
+from edgefarm.model import OrderState, Run
 
 
 class FairQueue:
@@ -22,19 +24,34 @@ class FairQueue:
 
     def __init__(self, store: Store, holds: Holds, clock: Callable[[], float]) -> None:
         self._store, self._holds, self._clock = store, holds, clock
-        self._owners: dict[str, str] = {}
+        self._runs: dict[str, Run] = {}
+        self._features: dict[str, str] = {}
         self._device_turns: dict[str, int] = {}
         self._run_turns: dict[str, int] = {}
         self._turn = 0
-        self._shares = Shares()
+        self._shares = Shares(kept := store.shares())
+        self._kept = {share.host for share in kept}  # hosts of which the store has shares
+        self._stands: Mapping[str, tuple[str, Set[str]]] = {}
         self.sent_turn: dict[str, int] = {}  # order -> when this process sent it; an order sent by an earlier one is absent
 
     def owner(self, run: str) -> str:
         """Whose run it is; empty for a run that is unknown."""
-        if run not in self._owners:
-            found = self._store.run(run)
-            self._owners[run] = found.owner if found else ""
-        return self._owners[run]
+        found = self._run(run)
+        return found.owner if found else ""
+
+    def changed(self, run: str) -> None:
+        """A run's devices may be others now."""
+        self._runs.pop(run, None)
+
+    def _run(self, name: str) -> Run | None:
+        if name not in self._runs and (found := self._store.run(name)) is not None:
+            self._runs[name] = replace(found, spec="", report="")  # only what is small is kept
+        return self._runs.get(name)
+
+    def devices(self, run: str) -> frozenset[str]:
+        """Names of those that its orders may occupy; empty: any."""
+        found = self._run(run)
+        return frozenset(found.devices if found else ())
 
     def sent(self, order: str) -> None:
         """An order was sent."""
@@ -46,7 +63,10 @@ class FairQueue:
         self._device_turns[device] = self._run_turns[run] = self._turn
 
     def may_take(self, device: str, run: str) -> bool:
-        """Whether the device is kept neither from all work nor from that of this run's owner."""
+        """Whether the device is kept neither from all work nor from that of this run or its owner."""
+        named = self.devices(run)
+        if named and device not in named:
+            return False
         return not self._holds.drained(device) and self._holds.leased_to(device) in (None, self.owner(run))
 
     def running_first(self, held: Sequence[QueueEntry], working_on: str) -> list[QueueEntry]:
@@ -64,54 +84,98 @@ class FairQueue:
         sent = [e for e in queue if e.state is OrderState.SENT]
         queued = [e for e in queue if e.state is OrderState.QUEUED and e.id not in ending]
         self._settle(queue, sent, stations)
-        waiting = [schedule.Waiting(e.id, e.run, e.device, e.device_class, e.sequence, self.owner(e.run)) for e in queued]
+        mixed = any(s.lacks for s in stations.values())
+        self._features = {e.id: self._feature(e.id) for e in queue} if mixed else {}
+        waiting = [
+            schedule.Waiting(
+                e.id, e.run, e.device, e.device_class, e.sequence, self.owner(e.run), self._features.get(e.id, ""), self.devices(e.run)
+            )
+            for e in queued
+        ]
         if not waiting:
             return []
         underway = [schedule.Underway(e.id, e.sent_to, hosts.get(e.sent_to, e.sent_to), self.owner(e.run)) for e in sent]
         ready = [
-            schedule.Ready(name, s.device.device_class, s.device.host, self._holds.leased_to(name))
+            schedule.Ready(name, s.device.device_class, s.device.host, self._holds.leased_to(name), s.lacks)
             for name, s in stations.items()
-            if s.takes_orders and is_supported(s.protocol) and not self._holds.drained(name)
+            if s.takes_orders and not self._holds.drained(name)
         ]
         return schedule.assign(waiting, ready, underway, self._device_turns, self._run_turns, self._shares.used)
 
-    def why(self, device: str, held: Sequence[QueueEntry], queue: Sequence[QueueEntry], stations: Mapping[str, Station]) -> str:
-        """What a person wants to know of a device: who holds it, whose order runs, what waits for it or what it waits for."""
-        told = self._holds.told(device)
-        here = stations[device]
-        if held:
-            told += [
-                f"{'next' if place else 'runs'}: {self._named(e)}" for place, e in enumerate(self.running_first(held, _working_on(here)))
-            ]
-        waiting = [e for e in queue if e.state is OrderState.QUEUED and (e.device or device) == device]
-        waiting = [e for e in waiting if e.device or e.device_class == here.device.device_class]
-        if waiting:
-            told.append(f"{len(waiting)} {'order waits' if len(waiting) == 1 else 'orders wait'} for it")
-            neighbours = [n for n, s in stations.items() if s.device.host == here.device.host and n != device]
-            if busy := [e for e in queue if e.state is OrderState.SENT and e.sent_to in neighbours and not held]:
-                told.append(f"its host measures on {busy[0].sent_to!r}: {self._named(busy[0])}")
-        return "; ".join(told)
+    def hopeless(self, queue: Sequence[QueueEntry], stations: Mapping[str, Station]) -> dict[str, str]:
+        """Queued orders that no agent of their devices knows how to carry out, each with one of those devices.
 
-    def _named(self, entry: QueueEntry) -> str:
-        owner = self.owner(entry.run)
-        return f"{entry.run} of {owner}" if owner else entry.run
+        As long as one of them is away there is hope: it may come back upgraded.
+        """
+        lacks = {name: s.lacks if s.attached else frozenset() for name, s in stations.items()}
+        if not any(lacks.values()):
+            return {}
+        found: dict[str, str] = {}
+        for entry in queue:
+            named = self.devices(entry.run) or stations
+            class_ = [name for name, s in stations.items() if name in named and s.device.device_class == entry.device_class]
+            meant = [entry.device] if entry.device else class_
+            if entry.state is OrderState.QUEUED and meant and all(self._feature(entry.id) in lacks.get(name, ()) for name in meant):
+                found[entry.id] = meant[0]
+        return found
+
+    def _feature(self, order: str) -> str:
+        """What an agent must know for an order. Asked for only where agents of other versions are attached: it reads the whole order."""
+        if order in self._features:
+            return self._features[order]
+        stored = self._store.order(order)
+        return feature_of(stored.order) if stored else ""
+
+    def line(self, host: str, held: Sequence[QueueEntry], waiting: Sequence[QueueEntry]) -> list[QueueEntry]:
+        """Orders that wait for devices of a host, as they would be served if all took equally long: users take turns, and their runs.
+
+        Args:
+            held: orders that the host holds already.
+        """
+        runs: dict[str, list[QueueEntry]] = {}
+        for entry in sorted(waiting, key=lambda e: e.sequence):
+            runs.setdefault(entry.run, []).append(entry)
+        owners: dict[str, list[list[QueueEntry]]] = {}
+        for run in sorted(runs, key=lambda r: (self._run_turns.get(r, 0), runs[r][0].sequence)):
+            owners.setdefault(self.owner(run), []).append(runs[run])
+        used, holders = self._shares.used, [self.owner(e.run) for e in held]
+        first = sorted(owners, key=lambda o: (used.get((host, o), 0.0), holders.count(o), owners[o][0][0].sequence))
+        return _taking_turns([_taking_turns(owners[o]) for o in first])
 
     def _settle(self, queue: Sequence[QueueEntry], sent: Sequence[QueueEntry], stations: Mapping[str, Station]) -> None:
         hosts = {name: s.device.host for name, s in stations.items()}
         by_class: dict[str, set[str]] = {}
-        for station in stations.values():
-            by_class.setdefault(station.device.device_class, set()).add(station.device.host)
+        for name, station in stations.items():
+            by_class.setdefault(station.device.device_class, set()).add(name)
         wanting: dict[str, set[str]] = {}
         for entry in queue:
             device = entry.sent_to or entry.device
-            for host in [hosts.get(device, device)] if device else by_class.get(entry.device_class, ()):
+            named = self.devices(entry.run)
+            class_ = by_class.get(entry.device_class, set())
+            for name in [device] if device else class_ & named if named else class_:
+                host = hosts.get(name, name)
                 wanting.setdefault(host, set()).add(self.owner(entry.run))
         on_host: dict[str, list[QueueEntry]] = {}
         for entry in sent:
             on_host.setdefault(hosts.get(entry.sent_to, entry.sent_to), []).append(entry)
-        running = {host: self.owner(self.running_first(held, "")[0].run) for host, held in on_host.items()}
-        self._shares.settle(self._clock(), running, wanting)
+        first = {host: self.running_first(held, "")[0] for host, held in on_host.items()}
+        self._shares.settle(self._clock(), {host: self.owner(e.run) for host, e in first.items()}, wanting)
+        self._keep({host: (first[host].id if host in first else "", owners) for host, owners in wanting.items()})
+
+    def _keep(self, stands: Mapping[str, tuple[str, Set[str]]]) -> None:
+        """Stores the shares of hosts where another order runs, or others want to: at most the time of one order is lost with the process.
+
+        Args:
+            stands: host -> the order that occupies it, and the owners that want it.
+        """
+        others = {h for h in {*stands, *self._stands} if stands.get(h) != self._stands.get(h)}
+        for host in others | (self._kept - set(stands)):
+            shares = self._shares.to_keep(host)
+            if shares or host in self._kept:
+                self._store.save_shares(host, shares)
+                self._kept = self._kept | {host} if shares else self._kept - {host}
+        self._stands = stands
 
 
-def _working_on(station: Station) -> str:
-    return station.session.working_on if station.session else ""
+def _taking_turns(groups: Sequence[Sequence[QueueEntry]]) -> list[QueueEntry]:
+    return [entry for row in zip_longest(*groups) for entry in row if entry is not None]

@@ -6,24 +6,24 @@ from its Hello alone (`controller.reconcile`); what it measures next from what i
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from controller.artifacts import ArtifactStore
+from controller.changes import Change
 from controller.deployments import UNDERWAY, Deployments
 from controller.dispatch import Dispatcher
 from controller.holds import Holds
-from controller.progress import RunView
+from controller.runs import Runs
 from controller.sessions import Doorkeeper, Peer, Session
 from controller.store import Store
 from controller.telemetry import Relay
-from edgefarm.errors import Denied, EdgefarmError, NotFound, ProtocolError, RunCancelled, StorageError, UserError
+from controller.versions import why_too_old
+from edgefarm import __version__
+from edgefarm.errors import Denied, EdgefarmError, NotFound, ProtocolError, StorageError, UserError
 from edgefarm.model import (
-    CANCELLED,
     FEATURES,
     PROTOCOL,
     AgentBody,
@@ -38,11 +38,13 @@ from edgefarm.model import (
     Progress,
     Run,
     Telemetry,
+    Wait,
     Welcome,
 )
 
 HEARTBEAT_S = 5.0
-LOST_AFTER_S = 30.0
+# Together with the silence before it: a device whose link was cut for a minute comes back to its order, which nobody else has run.
+LOST_AFTER_S = 75.0
 DRIVER_LIMIT_S = 30.0  # after which a driver that gave no sign of life is gone
 _SILENT_HEARTBEATS = 3
 
@@ -82,82 +84,48 @@ class Farm:
         self.doorkeeper = Doorkeeper()
         self.relay = Relay(telemetry_s, wall)
         self._store, self._heartbeat_s, self._wall = store, heartbeat_s, wall
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = Change()
+        self.watched = self._changed.watched  # tells those who can't wait in a thread
         self._holds = Holds(store, wall)
         self._dispatcher = Dispatcher(store, self._holds, clock, wall, lost_after_s)
         self._deployments = Deployments(store, self._dispatcher.send_deployment)
-        self._views: dict[str, RunView] = {}
-        self._watchers: frozenset[Callable[[], None]] = frozenset()
-        self._watching = threading.Lock()  # of `_watchers`; never held while waiting for anything else
-        self._cancelled: set[str] = set()  # runs that this process cancelled: their drivers are told at their next look
+        self._runs = Runs(store, self._dispatcher.owner, wall)
         self._epoch = 0
-        self._failed: StorageError | None = None
 
     @property
     def store(self) -> Store:
         """The durable state, to look at."""
         return self._store
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Holds the lock, then wakes all who wait for a change."""
-        with self._changed:
-            try:
-                yield
-            finally:
-                self._notify()
-
-    def _notify(self) -> None:
-        self._changed.notify_all()
-        for wake in self._watchers:
-            wake()
-
-    @contextmanager
-    def watched(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Calls `wake`, which must not block, at every change: for those that can't wait in a thread."""
-        with self._watching:
-            self._watchers |= {wake}
-        try:
-            yield
-        finally:
-            with self._watching:
-                self._watchers -= {wake}
-
-    def _raise_failed(self) -> None:
-        """Raises, once, what `storage_failed` was told. Callers hold the lock."""
-        failed, self._failed = self._failed, None
-        if failed is not None:
-            raise failed
-
     # Control: runs and artifacts
 
-    def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str]) -> Run:
-        """The campaign's newest run if its `spec_digest` is equal, else a new one."""
-        return self._store.open_run(campaign, spec_digest, spec, owner, labels, self._wall())
+    def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str], *, admin: bool = True) -> Run:
+        """The campaign's newest run if its `spec_digest` is equal, else a new one, of the same owner. Raises Denied.
+
+        Args:
+            owner: who asks; a new campaign is theirs.
+            admin: they may go on with another user's campaign; so may everybody who may open the state folder of a hosted farm.
+        """
+        with self._changed:
+            return self._runs.open(campaign, spec_digest, spec, owner, labels, admin=admin)
+
+    def check_owner(self, user: str, runs: Iterable[str]) -> None:
+        """Raises Denied for the first run that is another user's."""
+        with self._changed:
+            self._runs.check_owner(user, runs)
 
     def update_run(self, run: Run) -> None:
         """Stores state, report, exit code and end of a run. Raises NotFound, RunCancelled."""
-        self._check_not_cancelled(run.name)
-        self._store.update_run(run)
+        with self._changed.making():
+            self._runs.update(run)
+            self._dispatcher.run_changed(run.name)
 
     def cancel_run(self, run: str) -> Run:
         """Ends a run for good: its open orders are cancelled, its driver is told. Raises NotFound, UserError if it has ended."""
-        with self._changing():
-            found = self._store.run(run)
-            if found is None:
-                raise NotFound(f"no run {run!r}")
-            if found.ended:
-                raise UserError(f"run {run!r} has ended already: it is {found.state}")
-            ended = replace(found, state=CANCELLED, exit_code=RunCancelled.exit_code, finished_unix_ms=self._wall())
-            self._store.update_run(ended)
-            self._cancelled.add(run)
+        with self._changed.making():
+            ended = self._runs.cancel(run)
             self._dispatcher.cancel(run, None)
             return ended
-
-    def _check_not_cancelled(self, run: str) -> None:
-        found = self._store.run(run)
-        if found is not None and found.state == CANCELLED:
-            raise RunCancelled(f"run {run!r} was cancelled by another command; the next 'controller deploy' starts a new one")
 
     def runs(self, campaign: str = "", *, brief: bool = False) -> Sequence[Run]:
         """All runs (of a campaign), oldest first; `brief`: without specs and reports."""
@@ -189,41 +157,40 @@ class Farm:
 
     def submit(self, orders: Sequence[Order]) -> None:
         """Queues orders; one whose id is known already is left as it is. Raises NotFound for an unknown run."""
-        with self._changing():
+        with self._changed.making():
             for run in dict.fromkeys(o.run for o in orders):
-                self._check_not_cancelled(run)
+                self._runs.check_not_cancelled(run)
             self._store.add_orders(orders)
             self._dispatcher.dispatch()
 
     def cancel(self, run: str, orders: Sequence[str]) -> None:
         """Cancels orders that have not ended."""
-        with self._changing():
+        with self._changed.making():
             self._dispatcher.cancel(run, set(orders))
 
     def retry(self, run: str, orders: Collection[str] = ()) -> None:
         """Lifts quarantines and remembered failures of a run's orders (of these, if any are named): their failed attempts are set
         aside, they are queued again."""
-        with self._changing():
-            self._store.retry(run, orders)
-            self._views.pop(run, None)
+        with self._changed.making():
+            self._runs.retry(run, orders)
             self._dispatcher.dispatch()
 
     def progress(self, run: str, since: int = -1, wait_s: float = 0.0) -> Progress:
         """All orders of a run with their attempts; waits until its revision is above `since`, or `wait_s` passed. Raises NotFound."""
         with self._changed:
-            self._changed.wait_for(lambda: self._failed or self._store.revision(run) > since, wait_s)
-            return self._view(run).refresh()
+            self._changed.until(lambda: self._store.revision(run) > since, wait_s)
+            return self._runs.view(run).refresh()
 
     def news(self, run: str, since: int) -> Progress:
         """As `progress`, at once, and only of orders that changed after revision `since`, each whole."""
         with self._changed:
-            return self._view(run).news(since)
+            self._changed.raise_failed()
+            return self._runs.view(run).news(since)
 
-    def _view(self, run: str) -> RunView:
-        self._raise_failed()
-        if run in self._cancelled:
-            self._check_not_cancelled(run)
-        return self._views.setdefault(run, RunView(self._store, run))
+    def waits(self, run: str = "") -> Sequence[Wait]:
+        """What orders that wait (of one run), wait for, by run and device; those that only wait for their run's own are not told."""
+        with self._changed:
+            return self._dispatcher.standing().waits(run)
 
     def wait_for_devices(self, names: Collection[str], timeout_s: float) -> list[str]:
         """Waits until each is attached and has probed, or was given up (`mark_lost`), or the time is over; returns those missing."""
@@ -233,15 +200,14 @@ class Farm:
             return sorted(set(names) - there)
 
         with self._changed:
-            self._changed.wait_for(lambda: self._failed or not set(missing()) - self._dispatcher.given_up(), timeout_s)
-            self._raise_failed()
+            self._changed.until(lambda: not set(missing()) - self._dispatcher.given_up(), timeout_s)
             return missing()
 
     # Control: deployments
 
     def deploy(self, deployments: Sequence[Deployment], retry: bool = False) -> Sequence[DeploymentStatus]:
         """Says what devices are to run. Raises NotFound for an unknown device, UserError for a generation that went back."""
-        with self._changing():
+        with self._changed.making():
             return self._deployments.deploy(deployments, retry)
 
     def deployments(self, model: str = "") -> Sequence[DeploymentStatus]:
@@ -250,14 +216,13 @@ class Farm:
 
     def roll_back(self, model: str, devices: Sequence[str]) -> Sequence[DeploymentStatus]:
         """Orders the last committed deployment before the present one again. Raises UserError if there is none."""
-        with self._changing():
+        with self._changed.making():
             return self._deployments.roll_back(model, devices)
 
     def wait_for_deployments(self, ids: Sequence[str], timeout_s: float) -> Sequence[DeploymentStatus]:
         """Waits until each has ended (committed, failed …) or the time is over; returns the statuses as they are then. Raises NotFound."""
         with self._changed:
-            self._changed.wait_for(lambda: self._failed or all(s.state not in UNDERWAY for s in self._store.statuses(ids)), timeout_s)
-            self._raise_failed()
+            self._changed.until(lambda: all(s.state not in UNDERWAY for s in self._store.statuses(ids)), timeout_s)
             found = {s.id: s for s in self._store.statuses(ids)}
         if missing := [i for i in ids if i not in found]:
             raise NotFound(f"no deployment {missing[0]!r}")
@@ -265,9 +230,14 @@ class Farm:
 
     # Control: holds
 
-    def drive(self, campaign: str, driver: str) -> None:
-        """Holds a campaign for one driver, for DRIVER_LIMIT_S; repeat it to go on. Raises Busy where another one holds it."""
+    def drive(self, campaign: str, driver: str, user: str | None = None) -> None:
+        """Holds a campaign for one driver, for DRIVER_LIMIT_S; repeat it to go on. Raises Busy where another one holds it, Denied.
+
+        Args:
+            user: whose driver it is; None: it may drive everybody's campaigns.
+        """
         with self._changed:
+            self._runs.check_campaign(campaign, user)
             self._holds.take(HoldKind.DRIVER, [campaign], driver, DRIVER_LIMIT_S)
 
     def leave(self, campaign: str, driver: str) -> None:
@@ -286,7 +256,7 @@ class Farm:
         return self._hold(HoldKind.DRAIN, devices, holder, None)
 
     def _hold(self, kind: HoldKind, devices: Sequence[str], holder: str, for_s: float | None) -> Sequence[Hold]:
-        with self._changing():
+        with self._changed.making():
             self._check_registered(devices)
             taken = self._holds.take(kind, devices, holder, for_s)
             for device in devices:
@@ -296,7 +266,7 @@ class Farm:
 
     def release(self, devices: Sequence[str], holder: str | None) -> Sequence[str]:
         """Ends leases of `holder` (None: anybody's) and drains of devices; returns those that were held. Raises NotFound, Denied."""
-        with self._changing():
+        with self._changed.making():
             self._check_registered(devices)
             held = self._holds.release(devices, holder)
             self._dispatcher.dispatch()
@@ -318,14 +288,15 @@ class Farm:
         """Takes a device in; Welcome and what it must do wait in the session. Raises Denied, ProtocolError, StorageError."""
         if hello.device.name != peer.device or not hello.instance:
             raise ProtocolError(f"device {peer.device!r} said Hello as {hello.device.name!r}, instance {hello.instance!r}")
-        with self._changing():
+        with self._changed.making():
             token = self.doorkeeper.exchange(peer, hello.instance)
             self._epoch = max(self._epoch + 1, self._wall())  # grows over restarts too
             session = Session(peer.device, hello.instance, self._epoch, wake)
             features = tuple(f for f in FEATURES if f in hello.features)
-            heartbeat_ns = round(self._heartbeat_s * 1e9)
-            times = {"heartbeat_ns": heartbeat_ns, "unix_ms": self._wall(), "telemetry_ns": self.relay.begin(peer.device)}
-            session.send([Welcome(min(PROTOCOL, hello.protocol), features, self._epoch, session=token, **times)])
+            protocol, heartbeat_ns = min(PROTOCOL, hello.protocol), round(self._heartbeat_s * 1e9)
+            telemetry_ns, upgrade = self.relay.begin(peer.device), why_too_old(hello)
+            times = (telemetry_ns, self._wall())
+            session.send([Welcome(protocol, features, self._epoch, heartbeat_ns, token, *times, __version__, upgrade)])
             self._dispatcher.attach(session, hello)
             return session
 
@@ -338,34 +309,34 @@ class Farm:
             if isinstance(body, Telemetry):
                 self.relay.take(session.device, body)
             elif not isinstance(body, Heartbeat):
-                self._notify()
+                self._changed.tell()
 
     def detach(self, session: Session, reason: str = "its connection is gone") -> None:
         """The stream ended."""
-        with self._changing():
+        with self._changed.making():
             self._dispatcher.detach(session, reason)
 
     def mark_lost(self, device: str, reason: str) -> None:
         """Says why nobody expects a device back; forgotten when it attaches."""
-        with self._changing():
+        with self._changed.making():
             self._dispatcher.mark_lost(device, reason)
 
     def expel(self, device: str, reason: str) -> None:
         """Ends a device's session with Denied, for this reason. Keeping it out is not the farm's business."""
-        with self._changing():
+        with self._changed.making():
             self._dispatcher.mark_lost(device, reason)
             self._dispatcher.end_session(device, Denied(reason))
 
     def end_sessions(self, error: EdgefarmError) -> None:
         """Ends all streams with an error."""
-        with self._changing():
+        with self._changed.making():
             for status in self._dispatcher.statuses():
                 self._dispatcher.end_session(status.device.name, error)
 
     def storage_failed(self, error: StorageError) -> None:
         """Takes an error of the store or the artifacts that a device met: who waits for devices here gets it, since they can't go on."""
-        with self._changing():
-            self._failed = error
+        with self._changed.making():
+            self._changed.fail(error)
 
     def tick(self) -> None:
         """Notices silence, and holds whose time is over; call it every second or so."""
@@ -374,7 +345,7 @@ class Farm:
             if over:
                 self._dispatcher.dispatch()
             if self._dispatcher.tick(_SILENT_HEARTBEATS * self._heartbeat_s) or over:
-                self._notify()
+                self._changed.tell()
 
     def check_fetch(self, device: str, digest: str) -> None:
         """Raises Denied unless an open order or a deployment of the device needs these bytes."""

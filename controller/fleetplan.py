@@ -139,9 +139,11 @@ def _is_welcome(model_format: str, target: Target) -> bool:
 def _why_unable(source: Build, builds: Sequence[Build], target: Target, device: Device) -> str:
     own = OWN_RUNTIME.get(source.artifact.format, "")
     reason = f"it cannot run the source: {own} {_why_not(own, device)}"
-    other = next((b for b in builds if b.plain and _usable(b, replace(target, formats=()), device)), None)
+    able = [b for b in builds if _usable(b, replace(target, formats=()), device)]
+    other = next((b for b in able if b.plain), None)
     if other is None:
-        return reason
+        wanted = f"; {able[0].name} is no plain conversion, so it can't stand in: give a float one under model.alternatives" if able else ""
+        return reason + wanted
     programs = f"the programs there load {source.artifact.format} files"
     return f"{reason}; it could run {other.name}, but {programs}: name {OWN_RUNTIME.get(other.artifact.format)} under 'runtimes'"
 

@@ -7,14 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from controller.artifacts import ArtifactStore
 from controller.control import Control
 from controller.deployments import way_back
 from controller.hosted import driver_of
 from controller.progress import RunView
+from controller.report.kept import kept
 from controller.store import SqlStore, Store
 from edgefarm.errors import UserError
-from edgefarm.model import DeploymentStatus, DeviceStatus, HoldKind, OrderState, OrderStatus, Run
+from edgefarm.model import DeploymentStatus, DeviceStatus, HoldKind, OrderState, OrderStatus, Run, Wait
 
 WAITING = "waiting_for_driver"
 _OFF = "its agent runs only while a command drives this state folder"
@@ -28,7 +31,7 @@ def look_into(state: Path) -> Iterator[Look]:
         raise UserError(f"{state}: no run was started there yet; start one with 'controller deploy', or name another place with --state")
     store = SqlStore(place)
     try:
-        yield Look(store, driver_of(state))
+        yield Look(store, state / "artifacts", driver_of(state))
     finally:
         store.close()
 
@@ -38,11 +41,12 @@ class Look:
 
     Args:
         store: the farm's; it may be in use.
+        artifacts: the folder of its artifacts.
         driver: the process that drives the farm, empty if none does.
     """
 
-    def __init__(self, store: Store, driver: str) -> None:
-        self._store, self._driver = store, driver
+    def __init__(self, store: Store, artifacts: Path, driver: str) -> None:
+        self._store, self._artifacts, self._driver = store, artifacts, driver
 
     def runs(self, campaign: str = "") -> list[Run]:
         """Runs (of a campaign), oldest first; one that has not ended is `waiting_for_driver` where no command drives it."""
@@ -61,6 +65,14 @@ class Look:
             return f"process {self._driver} drives it; it was given {held[name]} orders that have not ended" if self._driver else _OFF
 
         return [DeviceStatus(d, d.device_class, state, seen, reason(d.name)) for d, seen in self._store.devices()]
+
+    def waits(self, run: str = "") -> list[Wait]:
+        """None: a hosted controller's devices serve one user."""
+        return []
+
+    def report(self, run: Run) -> dict[str, Any]:
+        """Empty if it has none yet. Raises NotFound, StorageError."""
+        return kept(run, ArtifactStore(self._artifacts).local_path)
 
     def deployments(self, model: str = "") -> list[DeploymentStatus]:
         """The newest deployment of every (device, model)."""
@@ -91,6 +103,14 @@ class RemoteLook:
     def devices(self) -> list[DeviceStatus]:
         """All registered devices, by name."""
         return list(self._control.devices())
+
+    def waits(self, run: str = "") -> list[Wait]:
+        """What orders that wait (of one run), wait for."""
+        return list(self._control.waits(run))
+
+    def report(self, run: Run) -> dict[str, Any]:
+        """Empty if it has none yet. Raises NotFound."""
+        return kept(run, self._control.get)
 
     def deployments(self, model: str = "") -> list[DeploymentStatus]:
         """The newest deployment of every (device, model)."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from controller import waits
 from controller.control import Control
 from controller.events import Events
 from controller.evidence import SCREEN, Evidence, Group, Scores, fold, stage_of
 from controller.planner import Step, next_step
 from controller.scoring import Scoring
-from edgefarm.model import Attempt, Failure, FailureKind, LatencyWork, Order, OrderState, Progress
+from edgefarm.model import Attempt, Failure, FailureKind, LatencyWork, Order, OrderState, Progress, Wait
 
 _POLL_S = 1.0
+_LOOK_EVERY_S = 1.0  # at devices, and at what orders wait for
 _TELL_EVERY_S = 10.0
 LOST_AFTER_S = 90.0  # a device away for longer is given up for this run
+COMES_WITHIN_S = 30.0  # the same, of one that was away when the drive began
+AWAY = ("lost", "needs_upgrade")  # states of devices that take no orders and will not without somebody's help
 
 
 class Measuring:
@@ -31,8 +36,11 @@ class Measuring:
         self.lost: dict[str, str] = {}
         self.submitted = 0
         self._away_since: dict[str, float] = {}
+        self._seen: set[str] = set()
         self._tried_again: set[str] = set()
         self._told: dict[tuple[str, str], float] = {}
+        self._waits: Sequence[Wait] = ()
+        self._looked = -math.inf
 
     def run(self) -> dict[str, Evidence]:
         """Measures until all that can be known is known; returns evidence by group id."""
@@ -48,7 +56,7 @@ class Measuring:
             if not wanted:
                 return evidence
             self._submit(wanted, progress)
-            self._watch_devices()
+            self._look_around()
 
     def _cancel_unwanted(self, wanted: Sequence[Order], progress: Progress) -> None:
         """Takes back screening that a spent budget no longer allows, and at the end all that is still open."""
@@ -101,8 +109,9 @@ class Measuring:
         wanted = {o.id for o in step.orders}
         total = sum(_launches(o) for o in step.orders)
         arrived = sum(len(s.attempts) for s in progress.orders if s.order.id in wanted)
-        text = f"{', '.join(present)}: {step.stage}: {arrived} of {total} launches"
-        fields = {"devices": list(present), "stage": step.stage, "arrived": arrived, "total": total}
+        mine = [w for w in self._waits if w.device in present]
+        text = "; ".join(filter(None, [f"{', '.join(present)}: {step.stage}: {arrived} of {total} launches", waits.told(mine)]))
+        fields = {"devices": list(present), "stage": step.stage, "arrived": arrived, "total": total, "waits": waits.as_json(mine)}
         self._events.emit("stage" if since is None else "progress", text, **fields)
 
     def _submit(self, wanted: Sequence[Order], progress: Progress) -> None:
@@ -112,16 +121,37 @@ class Measuring:
             self._control.submit(new)
             self.submitted += len(new)
 
-    def _watch_devices(self) -> None:
-        """Gives up a device that stays away, so that the others' run can end."""
+    def _look_around(self) -> None:
         now = time.monotonic()
+        if now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            self._watch_devices(now)
+            self._watch_waits()
+
+    def _watch_waits(self) -> None:
+        """One event whenever other reasons to wait come up or are over. That others come first is told with the progress: it is usual."""
+        before, self._waits = {_reason(w) for w in self._waits}, self._control.waits(self._run)
+        if {_reason(w) for w in self._waits} != before:
+            new = [w for w in self._waits if _reason(w) not in before and w.state != "busy"]
+            self._events.emit("waits", waits.told(new), waits=waits.as_json(self._waits))
+
+    def _watch_devices(self, now: float) -> None:
+        """Gives up a device that stays away, so that the others' run can end."""
         for status in self._control.devices():
             name = status.device.name
-            if status.state != "lost":
+            if status.state not in AWAY:
                 self._away_since.pop(name, None)
-            elif now - self._away_since.setdefault(name, now) > LOST_AFTER_S and name not in self.lost:
-                self.lost[name] = status.reason or f"no sign of life for {LOST_AFTER_S:.0f} s"
+                self._seen.add(name)
+                continue
+            limit_s = LOST_AFTER_S if name in self._seen else COMES_WITHIN_S
+            if now - self._away_since.setdefault(name, now) > limit_s and name not in self.lost:
+                self.lost[name] = status.reason or f"no sign of life for {limit_s:.0f} s"
                 self._events.emit("device-lost", f"{name}: given up: {self.lost[name]}", device=name)
+
+
+def _reason(wait: Wait) -> tuple[object, ...]:
+    """What makes it another one. Whose order comes first changes all the time."""
+    return wait.device, wait.state, wait.until_unix_ms, wait.holder if wait.state != "busy" else ""
 
 
 def _launches(order: Order) -> int:

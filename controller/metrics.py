@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import ssl
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from cryptography import x509
@@ -13,11 +13,12 @@ from cryptography import x509
 from controller import discovery
 from controller.farm import Farm
 from controller.registry import Registry
-from controller.store import Store
+from controller.report.kept import kept
 from controller.telemetry import UP
 from edgefarm import __version__
+from edgefarm.errors import NotFound
 from edgefarm.metrics import CONTENT_TYPE, DEVICE_METRICS, Metric, render
-from edgefarm.model import DeploymentState, Device, Family, OrderState, Run, Series
+from edgefarm.model import DeploymentState, Device, DeviceStatus, Family, OrderState, Run, Series
 from edgefarm.pages import PageServer, mutual_tls, users_only
 
 _DEVICE_STATES = ("ready", "probing", "busy", "draining", "paused", "lost", "needs_upgrade")
@@ -45,6 +46,7 @@ class Listener:
         admit: looks at the certificate of a client on TLS; raises Denied.
         expiries: Unix time at which the controller's own certificates end, by name.
         labels: of a device, those that its operator is responsible for: one of them makes it `direct`.
+        revoked: devices that nobody misses: they are not shown at all.
 
     Raises:
         UserError: the address is malformed, off loopback without TLS, or not of this machine.
@@ -54,9 +56,9 @@ class Listener:
     def __init__(
         self, farm: Farm, address: str, *, tls: Callable[[], ssl.SSLContext] | None = None,
         admit: Callable[[ssl.SSLSocket], Any] = users_only, expiries: Callable[[], Mapping[str, float]] = dict,
-        labels: Callable[[Device], Mapping[str, str]] = lambda device: device.labels,
+        labels: Callable[[Device], Mapping[str, str]] = lambda device: device.labels, revoked: Callable[[], Collection[str]] = tuple,
     ) -> None:  # fmt: skip
-        self._farm, self._expiries, self._labels, self._runs = farm, expiries, labels, _Runs(farm.store)
+        self._farm, self._expiries, self._labels, self._revoked, self._runs = farm, expiries, labels, revoked, _Runs(farm)
         pages = {"/metrics": self._metrics, "/discovery": self._discovery}
         self._server = PageServer(address, pages, "--metrics", tls=tls, admit=admit)
         self.url = self._server.url
@@ -79,7 +81,7 @@ class Listener:
     def _own(self) -> Iterator[Family]:
         sessions, moved = self._farm.relay.counted()
         counts = self._farm.store.counts()
-        devices = Counter(s.state for s in self._farm.devices())
+        devices = Counter(s.state for s in self._present())
         yield Family("edgefarm_controller_build_info", (Series({"version": __version__}, 1.0),))
         yield _by("edgefarm_controller_devices", "state", {**dict.fromkeys(_DEVICE_STATES, 0), **devices})
         yield Family("edgefarm_controller_sessions_total", (Series({}, float(sessions)),))
@@ -89,8 +91,12 @@ class Listener:
         yield _by("edgefarm_controller_transfer_bytes_total", "direction", moved)
         yield _by("edgefarm_controller_certificate_expiry_timestamp_seconds", "certificate", self._expiries())
 
+    def _present(self) -> list[DeviceStatus]:
+        revoked = self._revoked()
+        return [s for s in self._farm.devices() if s.device.name not in revoked]
+
     def _devices(self) -> Iterator[tuple[str, list[Family]]]:
-        for status in self._farm.devices():
+        for status in self._present():
             device = status.device
             if not discovery.is_attached(status):
                 yield device.name, [Family(UP, (Series({}, 0.0),))]
@@ -117,39 +123,51 @@ def listen(farm: Farm, registry: Registry, address: str, names: Iterable[str]) -
 
     return Listener(
         farm, address, tls=lambda: mutual_tls(chain, key, own), admit=admit, expiries=lambda: {"authority": expiry},
-        labels=lambda device: registry.labels(device.name),
+        labels=lambda device: registry.labels(device.name), revoked=registry.revoked,
     )  # fmt: skip
 
 
 class _Runs:
-    """States of all runs and what their reports say. One that has ended is read once only: reports are large."""
+    """States of all runs and what their reports say. Safe from any thread.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    A report is read once only: it is large. The newest run of a campaign may be taken up again, the others have ended for good.
+    """
+
+    def __init__(self, farm: Farm) -> None:
+        self._farm = farm
+        self._lock = threading.Lock()
         self._ended: dict[str, str] = {}
+        self._finished: dict[str, int] = {}  # when the runs ended whose reports were read
         self._accuracy: dict[tuple[str, str], tuple[str, float]] = {}  # (device, model) -> (metric, value)
 
     def by_state(self, names: tuple[str, ...]) -> Mapping[str, int]:
-        states: Counter[str] = Counter()
-        for name in names:
-            if name not in self._ended:
-                run = self._store.run(name)
-                if run is None:
-                    continue
-                if not run.ended:
-                    states[run.state] += 1
-                    continue
-                self._ended[name] = run.state
-                self._read(run)
-            states[self._ended[name]] += 1
-        return states
+        newest = set({name.rpartition("@")[0]: name for name in names}.values())
+        with self._lock:
+            return Counter(state for name in names if (state := self._state(name, final=name not in newest)))
 
     def metrics_of(self, device: str) -> list[Family]:
-        found = [Series({"model": m, "metric": metric}, value) for (d, m), (metric, value) in self._accuracy.items() if d == device]
+        with self._lock:
+            found = [Series({"model": m, "metric": metric}, value) for (d, m), (metric, value) in self._accuracy.items() if d == device]
         return [Family("edgefarm_model_metric", tuple(found))] if found else []
 
+    def _state(self, name: str, *, final: bool) -> str:
+        if name in self._ended:
+            return self._ended[name]
+        run = self._farm.store.run(name)
+        if run is None or not run.ended:
+            return run.state if run else ""
+        if self._finished.get(name) != run.finished_unix_ms:
+            self._finished[name] = run.finished_unix_ms
+            self._read(run)
+        if final:
+            self._ended[name] = run.state
+        return run.state
+
     def _read(self, run: Run) -> None:
-        report = json.loads(run.report) if run.report else {}
+        try:
+            report = kept(run, self._farm.get)
+        except (NotFound, ValueError):  # somebody took it away, or damaged it
+            report = {}
         for entry in report.get("devices", ()):
             accuracy = (entry.get("winner") or {}).get("accuracy") or {}
             if accuracy.get("value") is not None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edgefarm.model import PROTOCOL, Cancel, Deployment, DeploymentState, DeploymentStatus, Hello, Order, remaining
-
-_EARLIER = 2  # protocols before ours; older agents attach, and are told nothing but to upgrade
+from edgefarm.model import Cancel, Deployment, DeploymentState, DeploymentStatus, Hello, Order, remaining
 
 WANTED = (DeploymentState.ORDERED, DeploymentState.STAGED, DeploymentState.COMMITTED)
 ENDED = (DeploymentState.COMMITTED, DeploymentState.FAILED, DeploymentState.ROLLED_BACK, DeploymentState.SUPERSEDED)
@@ -48,19 +46,16 @@ class Difference:
     learned: tuple[DeploymentStatus, ...] = ()
 
 
-def is_supported(protocol: int, ours: int = PROTOCOL) -> bool:
-    """Whether an agent of this protocol may be given orders: of ours, of the two before it, or of a newer one, which then speaks ours."""
-    return protocol >= max(1, ours - _EARLIER)
+def reconcile(hello: Hello, held: Sequence[HeldOrder], known: Sequence[KnownDeployment], *, too_old: bool = False) -> Difference:
+    """The difference between what `hello` says and what is stored.
 
-
-def reconcile(hello: Hello, held: Sequence[HeldOrder], known: Sequence[KnownDeployment]) -> Difference:
-    """The difference between what `hello` says and what is stored; `known` are all deployments of the device.
-
-    An unsupported agent is only learned from.
+    Args:
+        known: all deployments of the device.
+        too_old: its agent is only learned from.
     """
     stored = {k.status.id: k.status for k in known}
-    learned = tuple(s for s in hello.deployments if stored.get(s.id) != s)
-    if not is_supported(hello.protocol):
+    learned = tuple(s for s in hello.deployments if stored.get(s.id) != s and s.state is not DeploymentState.UNSPECIFIED)
+    if too_old:
         return Difference(learned=learned)
     resend, finished = _orders(hello, held)
     ids = {h.order.id for h in held}

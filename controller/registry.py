@@ -22,18 +22,23 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.authority import Authority
-from controller.roles import ROLES, Caller
+from controller.roles import OPERATOR, ROLES, Caller
 from controller.store import Identities, Member, Token
 from edgefarm.credentials import NAME_PATTERN, JoinToken, hash_of_secret, parse_token, proof_of_key, urn
 from edgefarm.errors import Denied, NotFound, ProtocolError, UserError
+from edgefarm.model import User
 
 _LOG = logging.getLogger(__name__)
 DEVICE, USER = KINDS = ("device", "user")
 GOOD, REVOKED, QUARANTINED = "good", "revoked", "quarantined"
 TOKEN_S = 3600.0
 _SECRET_BYTES = 16
-_MACHINES = 16  # that are remembered of a key
-_AGAIN = "'controller device replace {}' gives a token with which the right one takes its name back, with a new key"
+_MACHINES = 16  # that are remembered of a device's key; from which a user may be logged in
+_MAKES = {"": "'controller token create'", DEVICE: "'controller token create'", USER: "'controller user add'"}
+_AGAIN = {
+    DEVICE: "'controller device replace {}' gives a token with which the right one takes its name back, with a new key",
+    USER: "an admin's 'controller user add {}' gives a token for 'controller login'",
+}
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,20 @@ class Registry:
             raise UserError(f"a token lasts up to a year, not {expires_s:g} s")
         return self._token(Token("", kind, name and _checked_name(name), "", _checked_labels(labels or {}), uses, 0, False, by), expires_s)
 
-    def add_user(self, name: str, role: str, by: str = "") -> str:
-        """A token with which a user logs in; one who is there already gets the role, and another key. Raises UserError."""
-        if role not in ROLES:
+    def add_user(self, name: str, role: str = "", by: str = "") -> str:
+        """A token with which a user logs in on one machine, also on a further one: those before stay logged in. Raises UserError.
+
+        Args:
+            role: counts at once, on all machines; empty: the one that the user has, operator for a new one.
+        """
+        if role not in ("", *ROLES):
             raise UserError(f"role {role!r}: there are {', '.join(ROLES)}")
-        return self._token(Token("", USER, _checked_name(name), role, {}, 1, 0, True, by), TOKEN_S)
+        with self._lock:
+            known = self._members.get((USER, _checked_name(name)))
+            if known is not None and known.standing == GOOD:
+                role = role or known.role
+                self._save(replace(known, role=role))
+            return self._token(Token("", USER, name, role or OPERATOR, {}, 1, 0, True, by), TOKEN_S)
 
     def replace(self, device: str, by: str = "") -> str:
         """A token with which other hardware takes the name over, with its labels; then the old key counts no more. Raises NotFound."""
@@ -98,12 +112,13 @@ class Registry:
 
     # Certificates
 
-    def enroll(self, token: str, name: str, csr_pem: bytes) -> Certified:
+    def enroll(self, token: str, name: str, csr_pem: bytes, kind: str = "") -> Certified:
         """Takes a device or user in.
 
         Args:
             name: that it wishes for; empty: the token's.
             csr_pem: certificate request, signed with the key that it shall be known by. Only the key counts.
+            kind: that it wants to be; empty: the token's.
 
         Raises:
             Denied: the token is wrong, used up or over, or not good for this name; another one has the name or the key.
@@ -113,7 +128,9 @@ class Registry:
         with self._lock:
             found = self._store.token(parse_token(token).secret_hash)
             if found is None or found.expires_unix_ms <= self._wall():
-                raise Denied("this token is not known here, was replaced, or has expired: 'controller token create' makes another")
+                raise Denied(f"this token is not known here, was replaced, or has expired: {_MAKES[kind]} makes another")
+            if kind not in ("", found.kind):
+                raise Denied(f"this token is for a {found.kind}, not for a {kind}: {_MAKES[kind]} makes one for that")
             member = self._admitted(found, _checked_name(name or found.name), _fingerprint(key))
             return self._certified(member, key)
 
@@ -121,22 +138,25 @@ class Registry:
         if token.name not in ("", name):
             raise Denied(f"this token is good for the {token.kind} {token.name!r} only, not for {name!r}")
         known = self._members.get((token.kind, name))
-        if known is not None and known.key == key and known.token == token.secret_hash and known.standing == GOOD:
+        good = known is not None and known.standing == GOOD
+        if known is not None and good and key in known.keys and known.token == token.secret_hash:
             return known  # once more: the answer got lost
         if token.uses < 1:
-            raise Denied("this token was used already: 'controller token create' makes another")
+            raise Denied(f"this token was used already: {_MAKES[token.kind]} makes another")
         if known is not None and not token.replaces:
-            raise Denied(f"the name {name!r} is taken: choose another one, or replace it: {_AGAIN.format(name)}")
+            raise Denied(f"the name {name!r} is taken: choose another one, or replace it: {_again(known)}")
         self._check_own_key(token, name, key)
         labels = {**(known.labels if known else {}), **token.labels}
-        member = Member(token.kind, name, token.role, key, token.secret_hash, labels, enrolled_unix_ms=self._wall())
+        before = known.keys if known is not None and good and token.kind == USER else ()
+        keys = tuple(dict.fromkeys((*before, key)))[-_MACHINES:]
+        member = Member(token.kind, name, token.role, keys, token.secret_hash, labels, enrolled_unix_ms=self._wall())
         self._save(member, token.secret_hash)
         _LOG.info("%s %r enrolled with a token of %s", token.kind, name, token.created_by or "this controller")
         return member
 
     def _check_own_key(self, token: Token, name: str, key: str) -> None:
         """A key names one member. Whoever comes with that of another one was copied, or is the copy: neither is believed."""
-        other = next((m for m in self._members.values() if m.key == key), None)
+        other = next((m for m in self._members.values() if key in m.keys), None)
         if other is None or ((other.kind, other.name) == (token.kind, name) and other.standing == GOOD):
             return
         if other.kind == DEVICE and token.kind == DEVICE and other.name != name:
@@ -180,11 +200,11 @@ class Registry:
     def _standing(self, shown: _Shown) -> Member:
         member = self._members.get((shown.kind, shown.name))
         if member is None:
-            raise Denied(f"{shown.kind} {shown.name!r} is not registered here")
+            raise Denied(f"{shown.kind} {shown.name!r} is not registered here: {_MAKES[shown.kind]} gives a token with which to join anew")
         if member.standing != GOOD:
             raise Denied(_barred(member))
-        if member.key != shown.fingerprint:
-            raise Denied(f"{shown.kind} {shown.name!r} was replaced: this key counts no more")
+        if shown.fingerprint not in member.keys:
+            raise Denied(f"{shown.kind} {shown.name!r} was replaced: this key counts no more; {_again(member)}")
         return member
 
     def attached(self, device: str, machine: str) -> None:
@@ -225,6 +245,15 @@ class Registry:
             self._store.drop_tokens(kind, name)
             self._bar(replace(member, standing=REVOKED, reason=""))
 
+    def revoke_user(self, name: str) -> None:
+        """Shuts a user out, on all machines. Raises NotFound."""
+        self.revoke(name, USER)
+
+    def users(self) -> list[User]:
+        """Users, by name."""
+        found = [m for m in self.members() if m.kind == USER]
+        return [User(m.name, m.role, m.standing, len(m.keys), m.enrolled_unix_ms) for m in found]
+
     def members(self) -> list[Member]:
         """Devices and users, by kind and name."""
         return [member for _, member in sorted(self._members.copy().items())]
@@ -232,6 +261,10 @@ class Registry:
     def barred(self) -> dict[str, str]:
         """Devices that are shut out, with the reason."""
         return {m.name: _barred(m) for m in self.members() if m.kind == DEVICE and m.standing != GOOD}
+
+    def revoked(self) -> set[str]:
+        """Devices that were revoked: nobody misses them."""
+        return {m.name for m in self.members() if m.kind == DEVICE and m.standing == REVOKED}
 
     def _quarantine(self, member: Member, reason: str) -> None:
         self._bar(replace(member, standing=QUARANTINED, reason=reason))
@@ -298,13 +331,16 @@ def _fingerprint(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def _barred(member: Member) -> str:
-    again = _AGAIN.format(member.name) if member.kind == DEVICE else "'controller user add' takes it in again"
-    return f"{member.kind} {member.name!r} is {member.standing}{': ' + member.reason if member.reason else ''}; {again}"
+    return f"{member.kind} {member.name!r} is {member.standing}{': ' + member.reason if member.reason else ''}; {_again(member)}"
+
+
+def _again(member: Member) -> str:
+    return _AGAIN[member.kind].format(member.name)
 
 
 def _checked_name(name: str) -> str:
     if not NAME_PATTERN.fullmatch(name):
-        raise UserError(f"name {name!r}: up to 63 letters, digits, '.', '_' and '-', the first one a letter or digit")
+        raise UserError(f"name {name[:80]!r}: up to 63 letters, digits, '.', '_' and '-', the first one a letter or digit")
     return name
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
 from edgefarm.errors import Denied
+from edgefarm.model import User
 
 VIEWER, OPERATOR, ADMIN = ROLES = ("viewer", "operator", "admin")
 
@@ -25,6 +26,7 @@ LEAST_ROLE: Mapping[str, str] = MappingProxyType(
         "Control.CancelOrders": OPERATOR,
         "Control.Retry": OPERATOR,
         "Control.Progress": VIEWER,
+        "Control.Waits": VIEWER,
         "Control.CancelRun": OPERATOR,
         "Control.Deploy": OPERATOR,
         "Control.RollBack": OPERATOR,
@@ -41,6 +43,8 @@ LEAST_ROLE: Mapping[str, str] = MappingProxyType(
         "Control.LabelDevice": ADMIN,
         "Control.ReplaceDevice": ADMIN,
         "Control.RevokeDevice": ADMIN,
+        "Control.Users": ADMIN,
+        "Control.RevokeUser": ADMIN,
     }
 )
 
@@ -71,7 +75,11 @@ class Members(Protocol):
         ...
 
     def add_user(self, name: str, role: str, by: str) -> str:
-        """A token with which a user logs in. Raises UserError for an unknown role."""
+        """A token with which a user logs in; the role counts at once. Raises UserError for an unknown role."""
+        ...
+
+    def users(self) -> Sequence[User]:
+        """All users, by name."""
         ...
 
     def label(self, device: str, labels: Mapping[str, str | None]) -> None:
@@ -84,4 +92,8 @@ class Members(Protocol):
 
     def revoke(self, device: str) -> None:
         """Shuts a device out. Raises NotFound."""
+        ...
+
+    def revoke_user(self, name: str) -> None:
+        """Shuts a user out, on all machines. Raises NotFound."""
         ...

@@ -17,7 +17,13 @@ RUNNING_AND_PREFETCHED = 2
 
 @dataclass(frozen=True)
 class Waiting:
-    """A queued order; `device` empty: any device of `device_class`. `sequence` grows with submission."""
+    """A queued order.
+
+    Attributes:
+        device: empty: any of `device_class`, and of `devices` if there are any.
+        sequence: grows with submission.
+        feature: that its agent needs.
+    """
 
     order: str
     run: str
@@ -25,16 +31,24 @@ class Waiting:
     device_class: str
     sequence: int
     owner: str = ""
+    feature: str = ""
+    devices: frozenset[str] = frozenset()
+
+    def may_go_to(self, device: Ready) -> bool:
+        """Whether nothing keeps this order from a device of its class."""
+        named = not self.devices or device.device in self.devices
+        return named and device.leased_to in (None, self.owner) and self.feature not in device.lacks
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A device that may be given orders; where it is leased, those of `leased_to` only."""
+    """A device that may be given orders; where it is leased, those of `leased_to` only. `lacks`: features that its agent does not have."""
 
     device: str
     device_class: str
     host: str
     leased_to: str | None = None
+    lacks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ class _Table:
         """
         for device in sorted(devices, key=lambda d: (self._device_turns.get(d.device, 0), d.device)):
             mine = [*self._by_device.get(device.device, {}).values(), *self._by_class.get(device.device_class, {}).values()]
-            allowed = [w for w in mine if device.leased_to in (None, w.owner)]
+            allowed = [w for w in mine if w.may_go_to(device)]
             if allowed:
                 first = min(allowed, key=lambda w: self._rank(w, device.host, holders))
                 return Assignment(first.order, device.device)

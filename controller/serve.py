@@ -3,6 +3,7 @@
 <state>/driver.lock           held by the one process that serves this state
 <state>/store.db, artifacts/  the farm
 <state>/authority/            key and certificate of the controller's authority
+<state>/ports.json            where it was reached last
 <state>/private/control.sock  for commands of this machine's administrator: no certificate is needed there
 """
 
@@ -21,11 +22,12 @@ from controller.farm import Farm
 from controller.hosted import driver_lock
 from controller.metrics import Listener as MetricsListener
 from controller.metrics import listen
+from controller.ports import Ports
 from controller.registry import Registry
 from controller.server import Doors, Server
 from controller.store import SqlStore
 from controller.telemetry import PERIOD_S
-from edgefarm.errors import StorageError, UserError
+from edgefarm.errors import Busy, StorageError, UserError
 
 _LOG = logging.getLogger(__name__)
 _SOCKET_PATH_BYTES = 100  # of the 108 that Linux allows
@@ -76,10 +78,9 @@ class Serving:
             self.registry.on_barred = self.farm.expel
             for device, reason in self.registry.barred().items():
                 self.farm.expel(device, reason)
-            doors = Doors(settings.join, settings.main, settings.advertise, settings.names)
-            self.server = Server(self.farm, f"unix:{_socket(self._state)}", self.registry, doors)
+            self.server = Server(self.farm, f"unix:{_socket(self._state)}", self.registry, self._doors())
             held.callback(self.server.stop, _DRAIN_S)
-            self.server.start()
+            self._open()
             if settings.metrics:
                 self.metrics = listen(self.farm, self.registry, settings.metrics, settings.names)
                 held.callback(self.metrics.stop)
@@ -94,6 +95,24 @@ class Serving:
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
+
+    def _doors(self) -> Doors:
+        settings, self._ports = self._settings, Ports(self._state)
+        join, main = self._ports.again("join", settings.join), self._ports.again("main", settings.main)
+        return Doors(join, main, settings.advertise, settings.names)
+
+    def _open(self) -> None:
+        """Raises Busy."""
+        settings, asked = self._settings, self.server.doors
+        try:
+            self.server.start()
+        except Busy as error:
+            if asked is None or (asked.join, asked.main) == (settings.join, settings.main):
+                raise
+            raise Busy(f"{error}; it was this controller's before, and devices know it: free it, or name another one: --listen") from error
+        opened = self.server.doors
+        assert opened is not None
+        self._ports.took(opened.join, opened.main, members=bool(self.registry.members()))
 
     def _tell(self) -> None:
         doors = self.server.doors

@@ -26,7 +26,7 @@ from controller.servicers.gate import Gate
 from edgefarm import heap
 from edgefarm.credentials import is_local
 from edgefarm.errors import Busy, StorageError, Unreachable, UserError
-from edgefarm.v1 import control_pb2_grpc, fleet_pb2_grpc
+from edgefarm.v1 import control_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
 MESSAGE_BYTES = 16 * 2**20
@@ -34,13 +34,14 @@ _SOCKET_PATH_BYTES = 100  # of the 108 that Linux allows
 _STRANGER_BYTES = 64 * 1024  # a message of somebody whom we don't know yet
 _TICK_S = 1.0
 _GRACE_S = 0.5
-_CALL_THREADS, _BULK_THREADS, _CONTROL_THREADS = 8, 4, 4
+_CALL_THREADS, _BULK_THREADS, _CONTROL_THREADS, _JOIN_THREADS = 8, 4, 4, 2
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.ping_timeout_ms", 30_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
 ]
@@ -98,6 +99,7 @@ class Server:
         self._calls = ThreadPoolExecutor(_CALL_THREADS, thread_name_prefix="calls")
         self._bulk = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="bulk")
         self._control = ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control")
+        self._joining = ThreadPoolExecutor(_JOIN_THREADS, thread_name_prefix="joining")  # strangers keep no member waiting
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._started: Future[str] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -124,6 +126,7 @@ class Server:
         self._calls.shutdown()
         self._bulk.shutdown()
         self._control.shutdown()
+        self._joining.shutdown()
 
     def _run(self) -> None:
         try:
@@ -138,7 +141,7 @@ class Server:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         gate = Gate(self._farm.doorkeeper, self._registry)
         main = grpc.aio.server(options=_OPTIONS)
-        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(self._farm, self._calls, gate), main)  # type: ignore[no-untyped-call]
+        FleetServicer(self._farm, self._calls, gate).add_to(main)
         ArtifactsServicer(self._farm, self._bulk, gate).add_to(main)
         control = ControlServicer(self._farm, self._control, gate.caller, self._registry)
         control_pb2_grpc.add_ControlServicer_to_server(control, main)  # type: ignore[no-untyped-call]
@@ -165,7 +168,7 @@ class Server:
         opened = replace(doors, main=_listen(main, doors.main, members_only))
         join = grpc.aio.server(options=list({**dict(_OPTIONS), "grpc.max_receive_message_length": _STRANGER_BYTES}.items()))
         told = opened.advertised or f":{opened.main.rpartition(':')[2]}"
-        EnrolmentServicer(registry, self._calls, told).add_to(join)
+        EnrolmentServicer(registry, self._joining, told).add_to(join)
         self.doors = replace(opened, join=_listen(join, doors.join, grpc.ssl_server_credentials([pair])))
         return join
 

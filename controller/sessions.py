@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from edgefarm.errors import Denied, EdgefarmError
+from edgefarm.errors import Denied, EdgefarmError, Unreachable
 from edgefarm.model import ControllerBody, Device
+
+_MOST_WAITING = 10_000  # messages; a few at most wait for a device that reads them
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,10 @@ class Session:
         return bool(passed)
 
     def send(self, bodies: Iterable[ControllerBody]) -> None:
-        """Queues messages for the device."""
+        """Queues messages for the device; one that reads none of them for too long has to attach anew."""
         self._outbox.extend(bodies)
+        if len(self._outbox) > _MOST_WAITING:
+            self.ended = self.ended or Unreachable(f"device {self.device!r} reads nothing of what it is told")
         self._wake()
 
     def end(self, why: EdgefarmError) -> None:
@@ -124,13 +128,20 @@ class Session:
 
 @dataclass
 class Station:
-    """What the farm knows of one device, attached or not. `quiet_since`: monotonic seconds since its stream is gone."""
+    """What the farm knows of one device, attached or not.
+
+    Attributes:
+        too_old: why its agent is told nothing until it is upgraded; empty if it is new enough.
+        lacks: features of ours that its agent does not have; none as long as it has not attached.
+        quiet_since: monotonic seconds since its stream is gone.
+    """
 
     device: Device
     last_seen_unix_ms: int = 0
     session: Session | None = None
     instance: str = ""
-    protocol: int = 0
+    too_old: str = ""
+    lacks: frozenset[str] = frozenset()
     probed: bool = False
     quiet_since: float = 0.0
     released: bool = False  # its orders were taken back: it was away for too long
@@ -143,9 +154,10 @@ class Station:
 
     @property
     def takes_orders(self) -> bool:
-        """Attached, probed, neither draining nor paused nor ended."""
+        """Attached, new enough, probed, neither draining nor paused nor ended."""
         session = self.session
-        return self.attached and self.probed and session is not None and not session.draining and not session.paused
+        able = self.attached and self.probed and not self.too_old
+        return able and session is not None and not session.draining and not session.paused
 
     @property
     def attached(self) -> bool:

@@ -50,10 +50,10 @@ class Relay:
         with self._lock:
             report = self._reports.setdefault(device, Report())
             report.heard_unix_ms = self._wall()
-            for family in telemetry.families:
+            for family in {f.name: f for f in telemetry.families if f.name in DEVICE_METRICS}.values():
                 report.families.pop(family.name, None)
                 held = sum(len(f.series) for f in report.families.values())
-                if kept := _checked(family)[: _MOST_SERIES - held]:
+                if kept := _checked(family, _MOST_SERIES - held):
                     report.families[family.name] = Family(family.name, kept)
 
     def report(self, device: str) -> Report:
@@ -73,10 +73,10 @@ class Relay:
             return self._sessions, dict(self._moved)
 
 
-def _checked(family: Family) -> tuple[Series, ...]:
-    """Series with exactly the labels of the table, each set of them once; whether a device is up is not for it to say."""
+def _checked(family: Family, most: int) -> tuple[Series, ...]:
+    """The first series, with exactly the labels of the table, each set of them once; whether a device is up is not for it to say."""
     metric = DEVICE_METRICS.get(family.name)
     if metric is None or family.name == UP:
         return ()
-    known = {tuple(s.labels.get(label, "")[:_MOST_CHARACTERS] for label in metric.labels): s.value for s in family.series}
+    known = {tuple(s.labels.get(label, "")[:_MOST_CHARACTERS] for label in metric.labels): s.value for s in family.series[:most]}
     return tuple(Series(dict(zip(metric.labels, values)), value) for values, value in known.items())

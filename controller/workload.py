@@ -30,7 +30,7 @@ class Workload:
 
     def space(self, formats: frozenset[str] | None = None) -> Space:
         """What plans may be made of. `formats`: those that some device runs, None = not known."""
-        given = ((Step(ALTERNATIVE, {"file": str(a.path), "digest": a.artifact.digest}), a.signature) for a in self.alternatives)
+        given = ((Step(ALTERNATIVE, {"file": a.path.name, "digest": a.artifact.digest}), a.signature) for a in self.alternatives)
         return Space(self.source.signature, self.calibration is not None, tuple(given), formats)
 
     @property

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs edgefarm's agent on a device with systemd and Python 3.10 or newer: a Raspberry Pi, a Jetson, an x86 gateway. Run as root.
+# Without systemd it installs all but the units, and says what is then to be started.
 #
 #   install.sh [--wheelhouse DIR] [--version V] [--enable]     install, or finish an installation that was cut
 #   install.sh --upgrade [--wheelhouse DIR] [--version V]      a new environment beside the old one, one atomic link, a restart
@@ -10,6 +11,7 @@
 # default). --extras NAMES: what the device can run (agent = onnxruntime and tflite). --python PATH: the interpreter to build upon.
 # --enable: start now and at each boot. Everything may be repeated.
 set -eu
+umask 022 # the agent's user reads what root installs
 
 HERE=$(cd "$(dirname "$0")" && pwd)
 PREFIX=/opt/edgefarm
@@ -19,7 +21,7 @@ UNITS=/etc/systemd/system
 COMMAND=/usr/local/bin/edge-agent
 ACCOUNT=edgefarm
 
-do=install wheelhouse='' version='' extras=agent python='' enable=no purge=no new=''
+do=install wheelhouse='' version='' extras=agent python='' enable=no purge=no new='' systemd=yes
 
 say() { printf '%s\n' "install.sh: $*" >&2; }
 fail() { say "$1" && say "  $2" && exit "${3:-1}"; }
@@ -59,7 +61,7 @@ trap 'exit 143' TERM
 
 check_machine() {
     [ "$(id -u)" -eq 0 ] || fail "must run as root" "try: sudo $0 …" 2
-    command -v systemctl >/dev/null 2>&1 || fail "no systemd here" "without it: pip install 'edgefarm[agent]', then edge-agent run" 2
+    command -v systemctl >/dev/null 2>&1 || systemd=no
 }
 
 find_python() {
@@ -113,6 +115,7 @@ build() {
         [ "$(cat "$target/.complete")" = "$wheel_digest" ] ||
             fail "version $version is installed already, from another wheel" "give the new wheel a new version, or remove $target first"
         say "version $version is installed already"
+        keep_units
         return
     fi
     rm -rf "$target"
@@ -122,7 +125,15 @@ build() {
     pip "$target/bin/python" install "edgefarm[$extras]==$version" ||
         fail "the packages of version $version could not be installed" "see above; is the disk full? is every wheel for $(uname -m) there?"
     "$target/bin/edge-agent" --version >/dev/null || fail "version $version does not start" "see above"
+    keep_units
+    sync # a power cut must not leave the mark without the files
     printf '%s\n' "$wheel_digest" >"$target/.complete"
+}
+
+# An environment has the units that belong to it: going back takes those as well.
+keep_units() {
+    rm -rf "$target/systemd"
+    cp -r "$HERE/systemd" "$target/systemd"
 }
 
 make_account() {
@@ -132,12 +143,17 @@ make_account() {
     fi
     install -d -m 0755 "$PREFIX" "$ETC"
     install -d -m 0710 -o "$ACCOUNT" -g "$ACCOUNT" "$STATE"
-    [ -e "$ETC/agent.toml" ] || install -m 0644 "$HERE/agent.toml" "$ETC/agent.toml"
+    [ ! -e "$ETC/agent.toml" ] || return 0
+    install -m 0644 "$HERE/agent.toml" "$ETC/agent.toml"
+    # Without systemd the agent starts runners itself.
+    [ $systemd = yes ] || sed -i 's/^runner_socket/#&/' "$ETC/agent.toml"
 }
 
 install_units() {
+    [ $systemd = yes ] || return 0
     for unit in edge-agent.service edge-runner.socket edge-runner@.service; do
-        install -m 0644 "$HERE/systemd/$unit" "$UNITS/$unit"
+        install -m 0644 "$PREFIX/$1/systemd/$unit" "$UNITS/.$unit.new"
+        mv "$UNITS/.$unit.new" "$UNITS/$unit"
     done
     systemctl daemon-reload
 }
@@ -155,14 +171,25 @@ switch() {
         point "$1" current
         say "version $1 is current${before:+, $before is kept: install.sh --back}"
     fi
+    install_units "$1"
     ln -sfn "$PREFIX/current/bin/edge-agent" "$COMMAND"
+}
+
+# The current environment and the one before are kept.
+remove_older() {
+    for target in "$PREFIX"/*; do
+        case ${target##*/} in
+            current | previous | "$(readlink "$PREFIX/current")" | "$(readlink "$PREFIX/previous")") ;;
+            *) if [ -e "$target/.complete" ]; then rm -rf "$target"; fi ;;
+        esac
+    done
 }
 
 # Whether the agent knows a controller: without one it would only fail.
 has_controller() { [ -e "$STATE/identity" ] || grep -q '^ *controller *=' "$ETC/agent.toml"; }
 
 restart() {
-    systemctl --quiet is-enabled edge-agent.service 2>/dev/null && has_controller || return 0
+    [ $systemd = yes ] && systemctl --quiet is-enabled edge-agent.service 2>/dev/null && has_controller || return 0
     systemctl restart edge-runner.socket edge-agent.service
 }
 
@@ -172,22 +199,28 @@ install_version() {
     make_account
     find_wheel
     build
-    install_units
+    older=$(readlink "$PREFIX/previous" || true)
     switch "$version"
-    if [ $enable = yes ]; then
+    if [ $enable = yes ] && [ $systemd = yes ]; then
         systemctl --quiet enable edge-runner.socket edge-agent.service
     fi
     if ! restart; then
         if [ -n "$before" ] && [ "$before" != "$version" ]; then
             old=$before
             switch "$old"
+            if [ -n "$older" ]; then point "$older" previous; else rm -f "$PREFIX/previous"; fi
             restart || say "$old does not start any more either"
             fail "edge-agent $version does not start; $old is current again" "journalctl -u edge-agent says why"
         fi
         fail "edge-agent $version does not start" "journalctl -u edge-agent says why"
     fi
+    remove_older
     has_controller || say "next: edge-agent enroll --controller HOST:PORT --token TOKEN"
-    systemctl --quiet is-active edge-agent.service || say "then: systemctl enable --now edge-runner.socket edge-agent"
+    if [ $systemd = no ]; then
+        say "no systemd here, so nothing was enabled or restarted; to be started at each boot: su -s /bin/sh $ACCOUNT -c 'edge-agent run'"
+    elif ! systemctl --quiet is-active edge-agent.service; then
+        say "then: systemctl enable --now edge-runner.socket edge-agent"
+    fi
 }
 
 go_back() {
@@ -198,10 +231,12 @@ go_back() {
 }
 
 remove() {
-    systemctl --quiet disable --now edge-agent.service edge-runner.socket 2>/dev/null || true
-    systemctl stop 'edge-runner@*' 2>/dev/null || true
+    if [ $systemd = yes ]; then
+        systemctl --quiet disable --now edge-agent.service edge-runner.socket 2>/dev/null || true
+        systemctl stop 'edge-runner@*' 2>/dev/null || true
+    fi
     rm -f "$UNITS/edge-agent.service" "$UNITS/edge-runner.socket" "$UNITS/edge-runner@.service" "$COMMAND"
-    systemctl daemon-reload
+    if [ $systemd = yes ]; then systemctl daemon-reload; fi
     rm -rf "$PREFIX"
     if [ $purge = yes ]; then
         rm -rf "$ETC" "$STATE"

@@ -76,6 +76,7 @@ def _tflite(signature: Signature, has_calibration: bool) -> Iterator[Draft]:
         return
     if has_calibration:
         yield Draft("tflite-int8-static", (("quantize_tflite", {}),))
+        yield Draft("tflite-int8-average", (("quantize_tflite", {"calibration": "average"}),))
         yield Draft("tflite-int8-static-octav", (("quantize_tflite", {"algorithm": "octav"}),))
     yield Draft("tflite-int8-dynamic", (("quantize_tflite", {"mode": "dynamic"}),))
     yield Draft("tflite-int8-weights", (("quantize_tflite", {"mode": "weight_only"}),))

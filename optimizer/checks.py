@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 from edgefarm.errors import UserError
 from edgefarm.model import FailureKind, Io, TensorMap
 from optimizer.dataset import Dataset
-from optimizer.drift import drift
+from optimizer.drift import Distance
 from optimizer.engines import Run, open_model
 from optimizer.io_maps import through
 from optimizer.passes import Pass, PassFailure
 from optimizer.source import Signature, TensorSpec, inspect_model
 
-VERSION = 1  # raised when a check judges otherwise; part of the cache key
+_OTHERS = 0.5  # a rough quantiser changes some classes, a broken one most
+VERSION = 2  # raised when a check judges otherwise; part of the cache key
 
 
 class Unchanged(Exception):
@@ -78,7 +79,7 @@ def _turned_back(mapping: TensorMap, spec: TensorSpec) -> TensorSpec:
     shape = spec.shape
     if mapping.permutation and len(mapping.permutation) == len(shape):
         shape = tuple(shape[mapping.permutation.index(axis)] for axis in range(len(shape)))
-    return replace(spec, name=mapping.source, shape=shape, dtype="float32" if mapping.scale is not None else spec.dtype)
+    return replace(spec, name=mapping.source, shape=shape, dtype=mapping.dtype or ("float32" if mapping.scale is not None else spec.dtype))
 
 
 def _fits(was: TensorSpec, now: TensorSpec, *, strict: bool) -> bool:
@@ -121,15 +122,47 @@ EVIDENCE: Mapping[str, Callable[[Path, Path, Signature, Signature], None]] = {
 
 
 def _compare_outputs(parent: Run, output: Run, signature: Signature, limit: float, probe: Dataset) -> None:
-    """Raises PassFailure if an output is not finite where the parent's is, has another shape, or is farther from it than `limit`."""
-    samples = [probe.feeds(i) for i in range(probe.n)]
-    want, got = [parent(s) for s in samples], [output(s) for s in samples]
-    for spec in signature.outputs:
-        pairs = [(a[spec.name], b[spec.name]) for a, b in zip(want, got)]
-        usable = [p for i, p in enumerate(pairs) if _is_comparable(spec, *p, sample=i)]
-        distance = drift([a for a, _ in usable], [b for _, b in usable])
-        if distance > limit:
-            raise PassFailure(FailureKind.NUMERIC, f"output {spec.name!r} is off by {distance:.3g} (relative L2), allowed is {limit:g}")
+    """Raises PassFailure if an output is not finite where the parent's is, has another shape, or is farther from it than `limit`.
+
+    Where all outputs are indices, truth values or text, which have no distance, most have to be the parent's.
+    """
+    distances = {spec.name: Distance() for spec in signature.outputs}
+    others = {spec.name: _Others() for spec in signature.outputs}
+    floats = False
+    for index in range(probe.n):
+        sample = probe.feeds(index)
+        want, got = parent(sample), output(sample)
+        floats = floats or any(np.asarray(value).dtype.kind == "f" for value in want.values())
+        for spec in signature.outputs:
+            pair = want[spec.name], got[spec.name]
+            if _is_comparable(spec, *pair, sample=index):
+                distances[spec.name].add(*pair)
+            else:
+                others[spec.name].add(*pair)
+    for name, distance in distances.items():
+        if distance.value > limit:
+            raise PassFailure(FailureKind.NUMERIC, f"output {name!r} is off by {distance.value:.3g} (relative L2), allowed is {limit:g}")
+    for name, other in others.items():
+        if not floats and other.share > _OTHERS:
+            raise PassFailure(FailureKind.NUMERIC, f"output {name!r}: {other.share:.0%} of the values are others than the parent's")
+
+
+@dataclass
+class _Others:
+    """How many values of an output are others than the parent's, as far as shapes agree."""
+
+    differing: int = 0
+    count: int = 0
+
+    def add(self, want: Any, got: Any) -> None:
+        a, b = np.asarray(want), np.asarray(got)
+        if a.shape == b.shape:
+            self.differing += int(np.sum(a != b))
+            self.count += a.size
+
+    @property
+    def share(self) -> float:
+        return self.differing / max(1, self.count)
 
 
 def _is_comparable(spec: TensorSpec, want: Any, got: Any, *, sample: int) -> bool:

@@ -16,14 +16,28 @@ from edgefarm.tensors import Tensor
 _TINY = 1e-6  # outputs smaller than this count as zero
 
 
+class Distance:
+    """The drift of one output, sample by sample, so that no more than one has to be kept."""
+
+    def __init__(self) -> None:
+        self._distance = self._norm = 0.0
+
+    def add(self, want: Tensor, got: Tensor) -> None:
+        """Takes outputs of equal shape. Counts where `want` is finite; one that is not finite there is infinitely far."""
+        usable = np.isfinite(want)
+        x, y = want[usable].astype(np.float64), got[usable].astype(np.float64)
+        self._distance += float(np.square(x - y).sum()) if np.isfinite(y).all() else math.inf
+        self._norm += float(np.square(x).sum() + x.size * _TINY**2)
+
+    @property
+    def value(self) -> float:
+        """The drift so far; 0 of nothing."""
+        return math.sqrt(self._distance / self._norm) if self._norm else 0.0
+
+
 def drift(want: Sequence[Tensor], got: Sequence[Tensor]) -> float:
-    """The distance over samples of equal shapes, where `want` is finite; infinite where `got` is not. Integers count as numbers."""
-    distance = norm = 0.0
+    """The drift over samples of equal shapes. Integers count as numbers."""
+    distance = Distance()
     for a, b in zip(want, got):
-        usable = np.isfinite(a)
-        x, y = a[usable].astype(np.float64), b[usable].astype(np.float64)
-        if not np.isfinite(y).all():
-            return math.inf
-        distance += float(np.square(x - y).sum())
-        norm += float(np.square(x).sum() + x.size * _TINY**2)
-    return math.sqrt(distance / norm) if norm else 0.0
+        distance.add(a, b)
+    return distance.value

@@ -20,6 +20,7 @@ from optimizer.passes import PassFailure
 from optimizer.source import format_of
 
 _DETAIL = 500  # characters of a library's own words
+_REACH_RESOURCES = frozenset({"VAR_HANDLE", "CALL_ONCE", "IF", "WHILE"})  # LiteRT's operators through which state outlives a run
 _UNSUPPORTED = ("NOT_IMPLEMENTED", "unresolved custom op", "didn't find op", "no translator found", "unsupported operation")
 
 
@@ -52,7 +53,7 @@ def open_model(path: Path) -> Run:
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: checking it needs the module {error.name!r}: pip install 'edgefarm[{engine.extra}]'") from error
     except Exception as error:
-        kind = FailureKind.UNSUPPORTED_OP if any(sign in str(error) for sign in _UNSUPPORTED) else FailureKind.LOAD
+        kind = FailureKind.UNSUPPORTED_OP if is_unsupported(error) else FailureKind.LOAD
         raise PassFailure(kind, f"does not load in {engine.title}: {str(error).strip()[:_DETAIL]}") from error
 
     def run(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,12 +66,18 @@ def open_model(path: Path) -> Run:
     return run
 
 
+def is_unsupported(error: Exception) -> bool:
+    """Whether a library says that it lacks an operator."""
+    return any(sign in str(error) for sign in _UNSUPPORTED)
+
+
 class _Onnx:
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._names = [o.name for o in self._session.get_outputs()]
 
@@ -80,12 +87,21 @@ class _Onnx:
 
 class _TfLite:
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._interpreter = self._open()
+        operators = {operator["op_name"] for operator in self._interpreter._get_ops_details()}
+        self._keeps_resources = not operators.isdisjoint(_REACH_RESOURCES)
+
+    def _open(self) -> Any:
         from ai_edge_litert.interpreter import Interpreter
 
-        self._interpreter = Interpreter(str(path), num_threads=1)
-        self._interpreter.allocate_tensors()
+        interpreter = Interpreter(str(self._path), num_threads=1)
+        interpreter.allocate_tensors()
+        return interpreter
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._keeps_resources:  # which no call resets
+            self._interpreter = self._open()
         interpreter = self._interpreter
         inputs = interpreter.get_input_details()
         changed = [d for d in inputs if tuple(d["shape"]) != feeds[d["name"]].shape]

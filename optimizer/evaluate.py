@@ -46,7 +46,7 @@ class Metric:
                 _require_classes(targets[target])
             except _Misfit as error:
                 raise UserError(f"metric {self.name}: target {target!r}: {error}") from error
-        return Reduction("topk", output, self.k) if self.k else Reduction("raw")
+        return Reduction("topk", output, self.k) if self.k else Reduction("raw", output)
 
     def per_sample(self, outputs: Outputs, targets: Mapping[str, Tensor] | Outputs, specs: Sequence[TensorSpec] = ()) -> Scores:
         """Scores `float64[n]`.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgefarm.mapping import decoder, encoder
+from edgefarm.mapping import decoder, encoder, lost
 from edgefarm.model import FailureKind, Io, TensorMap
 from edgefarm.tensors import Tensor
 from optimizer.dataset import Dataset
@@ -37,13 +37,13 @@ def _chain_side(parent: Sequence[TensorMap], child: Sequence[TensorMap]) -> tupl
 
 
 def _chain_one(first: TensorMap, second: TensorMap) -> TensorMap:
-    if first.scale is not None and second.scale is not None:
+    if first.scale is not None and (second.scale is not None or second.dtype):
         raise ValueError(f"tensor {second.name!r} would be quantised twice")
     p, q = first.permutation, second.permutation
     permutation = tuple(p[axis] for axis in q) if p and q else p or q
     given = second if first.scale is None else first
     plain = permutation == tuple(range(len(permutation)))
-    return TensorMap(first.source, second.name, () if plain else permutation, given.scale, given.zero_point)
+    return TensorMap(first.source, second.name, () if plain else permutation, given.scale, given.zero_point, first.dtype or second.dtype)
 
 
 def by_order(before: Signature, after: Signature) -> Io | None:
@@ -67,12 +67,24 @@ def is_plain(io: Io) -> bool:
 
 
 def feeds(samples: Dataset, io: Io | None, inputs: Sequence[TensorSpec]) -> Dataset:
-    """Samples of a source as a variant with these inputs takes them; targets are left behind."""
+    """Samples of a source as a variant with these inputs takes them; targets are left behind.
+
+    Raises PassFailure(IO_CHANGED) for a number that the variant's type does not hold.
+    """
     if io is None:
         return Dataset(samples.inputs, batch=samples.batch)
     dtypes = {spec.name: spec.dtype for spec in inputs}
+    for m in io.inputs:
+        refuse_lost(m, samples.inputs[m.source], dtypes[m.name])
     encoded = {m.name: (samples.inputs[m.source], encoder(m, dtypes[m.name])) for m in io.inputs}
     return Dataset({name: np.stack([encode(x) for x in array]) for name, (array, encode) in encoded.items()}, batch=samples.batch)
+
+
+def refuse_lost(mapping: TensorMap, values: Tensor, dtype: str) -> None:
+    """Raises PassFailure(IO_CHANGED) if the variant's input, of type `dtype`, does not hold one of a source input's numbers."""
+    if mapping.dtype and mapping.scale is None and (value := lost(values, dtype)) is not None:
+        held = f"input {mapping.source!r} holds {value}, but {mapping.name!r} is {dtype}, which does not hold that number"
+        raise PassFailure(FailureKind.IO_CHANGED, held)
 
 
 def through(run: Run, io: Io | None, signature: Signature) -> Run:

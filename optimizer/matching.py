@@ -7,15 +7,13 @@ then the layouts that converters make (channels first or last); what is left is 
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from edgefarm.mapping import decoder
+from edgefarm.mapping import decoder, holds
 from edgefarm.model import FailureKind, Io, TensorMap
 from edgefarm.tensors import Tensor
 from optimizer.dataset import Dataset
@@ -23,25 +21,13 @@ from optimizer.drift import drift
 from optimizer.io_maps import Run, through
 from optimizer.passes import PassFailure
 from optimizer.signature import Signature, TensorSpec
+from optimizer.ways import Way, changed, layouts, plain_name, rounds, unless_float32
 
-_MOST_WAYS = 64  # of feeding the inputs; each is run
 _ALIKE = 2.0  # drifts within this factor say nothing about which way is right
 _NOTHING = 1e-5  # a drift that is due to the order of additions
+_ENOUGH_FOR_A_TIE = 8  # indices, of which one may differ
+_INDEX_BYTES = 4  # from this size on integers are indices and counts, below it quantised numbers and pixels
 Outputs = Mapping[str, Sequence[Tensor]]
-
-
-@dataclass(frozen=True)
-class _Way:
-    """A way that may be right. `named`: tensors that are called alike; `natural`: whether all layouts are such as converters make."""
-
-    maps: tuple[TensorMap, ...]
-    named: int
-    natural: bool
-    drift: float = 0.0
-
-    @property
-    def rank(self) -> tuple[int, bool]:
-        return -self.named, not self.natural
 
 
 def match(source: Signature, run_source: Run, other: Signature, run_other: Run, samples: Dataset, limit: float) -> Io:
@@ -55,11 +41,20 @@ def match(source: Signature, run_source: Run, other: Signature, run_other: Run, 
         PassFailure: IO_CHANGED where nothing fits or several ways agree, NUMERIC where what fits does not agree; names the tensor.
     """
     want = _outputs(run_source, samples)
-    tried: list[tuple[_Way, list[_Way]]] = []
-    for way in _ways_in(source, other, samples):
-        got = _outputs(through(run_other, _into(way, other), other), samples)
-        tried.append((way, [_best_output(spec, want[spec.name], other, got) for spec in source.outputs]))
-    agreeing = [(way, outs) for way, outs in tried if _worst(outs) <= limit]
+    tried: list[tuple[Way, list[Way]]] = []
+    agreeing: list[tuple[Way, list[Way]]] = []
+    refused: list[PassFailure] = []
+    for ways in rounds(source, other, samples):
+        for way in ways:
+            try:
+                got = _outputs(through(run_other, _into(way, other), other), samples)
+                tried.append((way, [_best_output(spec, want[spec.name], other, got) for spec in source.outputs]))
+            except PassFailure as failure:  # fed that way it does not run, or gives other shapes
+                refused.append(failure)
+        if agreeing := [(way, outs) for way, outs in tried if _worst(outs) <= limit]:
+            break
+    if not tried:
+        raise refused[0]
     if not agreeing:
         raise _disagreement(source, min(tried, key=lambda t: _worst(t[1])), limit)
     best = min(_worst(outs) for _, outs in agreeing)
@@ -76,97 +71,51 @@ def _outputs(run: Run, samples: Dataset) -> dict[str, list[Tensor]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _into(way: _Way, other: Signature) -> Io:
+def _into(way: Way, other: Signature) -> Io:
     """Feeds the inputs that way and leaves the outputs as they are."""
     return Io(way.maps, tuple(TensorMap(spec.name, spec.name) for spec in other.outputs))
 
 
-def _worst(ways: Sequence[_Way]) -> float:
+def _worst(ways: Sequence[Way]) -> float:
     return max(way.drift for way in ways)
 
 
-def _ways_in(source: Signature, other: Signature, samples: Dataset) -> list[_Way]:
-    if len(source.inputs) != len(other.inputs):
-        raise _changed(f"it has {_count(other.inputs, 'input')}, the source has {_count(source.inputs, 'input')}")
-    fed = samples.feeds(0)
-    ways: list[_Way] = []
-    for chosen in itertools.permutations(other.inputs):
-        pairs = list(zip(source.inputs, chosen))
-        options = [list(_fits(a, b, fed[a.name].shape)) for a, b in pairs]
-        named = sum(_plain_name(a.name) == _plain_name(b.name) for a, b in pairs)
-        for maps in itertools.product(*options):
-            ways.append(_Way(tuple(m for m, _ in maps), named, all(natural for _, natural in maps)))
-            if len(ways) > _MOST_WAYS:
-                raise _changed("its inputs fit those of the source in too many ways; export it with the source's input names")
-    if ways and (sure := [w for w in ways if w.named == len(source.inputs)]):
-        return sure
-    if not ways:
-        raise _nothing_fits(source, other, fed)
-    return ways
-
-
-def _nothing_fits(source: Signature, other: Signature, fed: Mapping[str, Tensor]) -> PassFailure:
-    there = ", ".join(f"{spec.name!r} {spec}" for spec in other.inputs)
-    for spec in source.inputs:
-        if not any(True for b in other.inputs for _ in _fits(spec, b, fed[spec.name].shape)):
-            return _changed(f"input {spec.name!r} of the source, fed as {spec.dtype}{list(fed[spec.name].shape)}, fits none of {there}")
-    return _changed(f"the source's inputs don't fit {there} all at once")
-
-
-def _fits(a: TensorSpec, b: TensorSpec, shape: tuple[int, ...]) -> Iterator[tuple[TensorMap, bool]]:
-    """Ways to feed `b` with what `a` is fed as, and whether converters make them."""
-    quantised = a.dtype != b.dtype
-    if quantised and (b.scale is None or not a.dtype.startswith("float")):
-        return
-    for permutation, natural in layouts(shape, b.shape):
-        scale, zero = (b.scale, b.zero_point) if quantised else (None, None)
-        yield TensorMap(a.name, b.name, permutation, scale, zero), natural
-
-
-def layouts(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> Iterator[tuple[tuple[int, ...], bool]]:
-    """Permutations that bring `shape` into the form of `wanted`, best expectations first, no two of equal effect.
-
-    The identity is (). Moving an axis of one element has no effect on the values, so it makes no new way.
-    """
-    rank = len(shape)
-    if rank != len(wanted):
-        return
-    identity = tuple(range(rank))
-    converters = [identity, (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))] if rank > 2 else [identity]
-    seen: set[tuple[int, ...]] = set()
-    for permutation in dict.fromkeys([*converters, *itertools.permutations(identity)]):
-        effect = tuple(axis for axis in permutation if shape[axis] != 1)
-        if effect in seen or any(want not in (None, shape[axis]) for want, axis in zip(wanted, permutation)):
-            continue
-        seen.add(effect)
-        yield () if permutation == identity else permutation, permutation in converters
-
-
-def _best_output(spec: TensorSpec, want: Sequence[Tensor], other: Signature, got: Outputs) -> _Way:
+def _best_output(spec: TensorSpec, want: Sequence[Tensor], other: Signature, got: Outputs) -> Way:
     """The other's output that is nearest to the source's; of several that are equally near the one that is named alike."""
-    found: list[_Way] = []
+    found: list[Way] = []
     for candidate in other.outputs:
         arrays = got[candidate.name]
-        quantised = want[0].dtype != arrays[0].dtype and candidate.scale is not None
+        named = int(plain_name(spec.name) == plain_name(candidate.name))
         for permutation, natural in layouts(want[0].shape, arrays[0].shape):
-            scale, zero = (candidate.scale, candidate.zero_point) if quantised else (None, None)
-            mapping = TensorMap(spec.name, candidate.name, permutation, scale, zero)
-            decoded = [decoder(mapping)(a) for a in arrays]
-            named = int(_plain_name(spec.name) == _plain_name(candidate.name))
-            if decoded[0].dtype == want[0].dtype and all(a.shape == b.shape for a, b in zip(want, decoded)):
-                found.append(_Way((mapping,), named, natural, _apart(want, decoded)))
+            mapping = _out(spec.name, want[0].dtype, candidate, arrays[0].dtype, permutation)
+            decoded = [decoder(mapping)(a) for a in arrays] if mapping else []
+            if mapping and all(a.shape == b.shape for a, b in zip(want, decoded)):
+                found.append(Way((mapping,), named, natural, _apart(want, decoded)))
     if not found:
         there = ", ".join(f"{s.name!r} {s}" for s in other.outputs)
-        raise _changed(f"output {spec.name!r} of the source, {want[0].dtype.name}{list(want[0].shape)}, fits none of {there}")
+        raise changed(f"output {spec.name!r} of the source, {want[0].dtype.name}{list(want[0].shape)}, fits none of {there}")
     best = min(way.drift for way in found)
-    return min((w for w in found if w.drift <= max(_NOTHING, _ALIKE * best)), key=lambda way: way.rank)
+    return min((w for w in found if w.drift <= max(_NOTHING, _ALIKE * best)), key=lambda way: (way.rank, way.drift))
+
+
+def _out(name: str, wanted: np.dtype[Any], candidate: TensorSpec, got: np.dtype[Any], permutation: tuple[int, ...]) -> TensorMap | None:
+    """How an output of type `got` becomes the source's, of type `wanted`; None where it can't."""
+    if got == wanted or (got.kind == wanted.kind and got.kind in "US"):
+        return TensorMap(name, candidate.name, permutation)
+    if candidate.scale is not None and wanted.kind == "f":
+        dtype = unless_float32(wanted.name)
+        return TensorMap(name, candidate.name, permutation, candidate.scale, candidate.zero_point, dtype)
+    return TensorMap(name, candidate.name, permutation, dtype=wanted.name) if holds(wanted.name, got.name) else None
 
 
 def _apart(want: Sequence[Tensor], got: Sequence[Tensor]) -> float:
-    """Drift of numbers; of text and truth values the share that differs."""
-    if want[0].dtype.kind in "fiu":
+    """Drift of numbers; of indices, text and truth values the share that differs: class 7 is not nearly class 8."""
+    kind = want[0].dtype
+    if kind.kind == "f" or (kind.kind in "iu" and kind.itemsize < _INDEX_BYTES):
         return drift(want, got)
-    return float(np.mean([np.mean(a != b) for a, b in zip(want, got)]))
+    differing, count = sum(int(np.sum(a != b)) for a, b in zip(want, got)), sum(a.size for a in want)
+    tie = int(count >= _ENOUGH_FOR_A_TIE)  # between two that were equal but for rounding
+    return max(0, differing - tie) / max(1, count)
 
 
 def _distinct(maps: tuple[TensorMap, ...]) -> tuple[TensorMap, ...]:
@@ -174,36 +123,23 @@ def _distinct(maps: tuple[TensorMap, ...]) -> tuple[TensorMap, ...]:
     names = [m.name for m in maps]
     if twice := next((m for m in maps if names.count(m.name) > 1), None):
         both = [m.source for m in maps if m.name == twice.name]
-        raise _changed(f"outputs {both[0]!r} and {both[1]!r} of the source both look like its output {twice.name!r}; name them alike")
+        raise changed(f"outputs {both[0]!r} and {both[1]!r} of the source both look like its output {twice.name!r}; name them alike")
     return maps
 
 
-def _plain_name(name: str) -> str:
-    """A name without what converters add: `serving_default_x:0` is `x`."""
-    return re.sub(r":\d+$", "", name).removeprefix("serving_default_").lower()
-
-
-def _disagreement(source: Signature, nearest: tuple[_Way, Sequence[_Way]], limit: float) -> PassFailure:
+def _disagreement(source: Signature, nearest: tuple[Way, Sequence[Way]], limit: float) -> PassFailure:
     way, outs = nearest
     worst = max(outs, key=lambda o: o.drift)
     fed = ", ".join(f"{m.source!r} as {m.name!r}{f' transposed by {list(m.permutation)}' if m.permutation else ''}" for m in way.maps)
     off = f"{worst.drift:.3g}" if math.isfinite(worst.drift) else "not finite"
     return PassFailure(
         FailureKind.NUMERIC,
-        f"it is not the same network: fed with {fed}, its output {worst.maps[0].name!r} is off by {off} (relative L2) from "
-        f"{worst.maps[0].source!r}, allowed is {limit:g}",
+        f"it is not the same network: fed with {fed}, its output {worst.maps[0].name!r} is off by {off} from "
+        f"{worst.maps[0].source!r} (relative L2, of indices the share), allowed is {limit:g}",
     )
 
 
-def _ambiguity(one: _Way, two: _Way) -> PassFailure:
+def _ambiguity(one: Way, two: Way) -> PassFailure:
     a, b = next((a, b) for a, b in zip(one.maps, two.maps) if a != b)
     how = "in two layouts" if a.name == b.name else f"as {a.name!r} and as {b.name!r}"
-    return _changed(f"input {a.source!r} may be fed {how}, and both give the source's outputs; export it with the source's input names")
-
-
-def _count(specs: Sequence[TensorSpec], what: str) -> str:
-    return f"{len(specs)} {what}{'' if len(specs) == 1 else 's'}"
-
-
-def _changed(detail: str) -> PassFailure:
-    return PassFailure(FailureKind.IO_CHANGED, detail)
+    return changed(f"input {a.source!r} may be fed {how}, and both give the source's outputs; export it with the source's input names")

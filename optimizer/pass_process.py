@@ -75,7 +75,8 @@ def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, str]:
     source = Path(request.source)
     calibration, probe = (_samples(file, source, request) for file in (request.calibration, request.probe))
     parameters = used.parameters.model_validate(request.parameters)
-    changed = used.run(source, out, parameters, calibration, Context(scratch, request.seed, probe))
+    given = {digest: Path(file) for digest, file in request.given.items()}
+    changed = used.run(source, out, parameters, calibration, Context(scratch, request.seed, probe, given))
     written = [p for p in out.iterdir() if p.suffix in FORMATS]
     if len(written) != 1:
         raise PassFailure(FailureKind.CRASH, f"the pass wrote {len(written)} models instead of one")

@@ -121,10 +121,12 @@ class Pipeline:
         on_event: Callable[[Event], None] = lambda event: None,
         cancelled: Callable[[], bool] = lambda: False,
         retry: bool = False,
+        others: Sequence[Source] = (),
     ) -> list[PlanOutcome]:
         """Runs `plans` and returns what became of each, in their order; equal variants come once.
 
-        `retry`: steps that failed before are run again instead of taking their failure from the cache.
+        `retry`: steps that failed before are run again instead of taking their failure from the cache. `others`: the user's other
+        files, which steps name by their digest.
 
         Once `cancelled()` is true what runs is stopped, and plans that have no end yet are missing from the result.
 
@@ -134,7 +136,8 @@ class Pipeline:
         with ExitStack() as stack:
             work = stack.enter_context(self.cache.workspace())
             executor = self._executor or stack.enter_context(ThreadPoolExecutor(self._workers, "pass"))
-            run = _Run(self, source, plans, _inputs_only(calibration), _inputs_only(probe), on_event, work, executor, retry)
+            given = {other.artifact.digest: str(other.path.absolute()) for other in others}
+            run = _Run(self, source, plans, _inputs_only(calibration), _inputs_only(probe), on_event, work, executor, retry, given)
             stack.callback(run.stop)  # before the executor waits for its threads
             run.finish(cancelled)
         return _merged(run.outcomes())
@@ -177,6 +180,7 @@ class _Run:
     work: Path
     executor: Executor
     retry: bool = False
+    given: Mapping[str, str] = field(default_factory=dict)
     courses: list[_Course] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     running: dict[Future[PassReply], tuple[Key, _Course, PassRequest]] = field(default_factory=dict)
@@ -263,6 +267,7 @@ class _Run:
             timeout_s=self.pipeline._timeout_s,
             seed=key.seed,
             io=key.io,
+            given=self.given,
         )
         self.on_event(Event("started", course.plan.name, key.pass_name))
         self.running[self.executor.submit(run_pass, request)] = (key, course, request)

@@ -36,6 +36,7 @@ class PassRequest:
         lock: the host's measure lock, empty = none.
         cancel: a file whose appearance ends the pass.
         timeout_s: for pass and checks, waiting for the lock apart.
+        given: the user's other files, main file by digest.
     """
 
     pass_path: str
@@ -49,6 +50,7 @@ class PassRequest:
     timeout_s: float
     seed: int = 0
     io: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -123,13 +123,20 @@ def alternatives(space: Space) -> list[Plan]:
 
 
 def _auto(space: Space) -> Iterator[Plan]:
-    """Drafts for the source, then for its alternatives, whose results some device runs."""
+    """Drafts for the source and its alternatives whose results some device runs.
+
+    Formats take turns, so that a budget that cuts the tail leaves every runtime its best ones.
+    """
     starts: list[tuple[tuple[Step, ...], Signature]] = [((), space.source), *(((step,), s) for step, s in space.alternatives)]
+    queues: dict[str, dict[str, Plan]] = {}
     for first, signature in starts:
         for draft in drafts(signature, space.has_calibration, alternative=bool(first)):
             steps = tuple(_step(name, dict(parameters), "") for name, parameters in draft.steps)
-            if space.runs(_written(steps, signature.format)):
-                yield Plan(draft.name, (*first, *steps))
+            plan, written = Plan(draft.name, (*first, *steps)), _written(steps, signature.format)
+            if space.runs(written):
+                queues.setdefault(written, {}).setdefault(plan.key, plan)
+    for turn in itertools.zip_longest(*(queue.values() for queue in queues.values())):
+        yield from (plan for plan in turn if plan is not None)
 
 
 def _written(steps: Sequence[Step], model_format: str) -> str:

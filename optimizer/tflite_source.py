@@ -7,19 +7,22 @@ https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schem
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgefarm.errors import UserError
 from optimizer.signature import Malformed, Signature, TensorSpec
 from optimizer.tflite_names import DTYPES, OPERATORS
 
 _IDENTIFIER = b"TFL3"
 _TEXT_LIMIT = 4096
 # Fields of the tables, by their number.
-_MODEL_VERSION, _MODEL_CODES, _MODEL_GRAPHS, _MODEL_BUFFERS = 0, 1, 2, 4
+_MODEL_VERSION, _MODEL_CODES, _MODEL_GRAPHS, _MODEL_BUFFERS, _MODEL_SIGNATURES = 0, 1, 2, 4, 7
+_SIGNATURE_KEY, _SIGNATURE_GRAPH = 2, 4
 _CODE_OLD, _CODE_CUSTOM, _CODE_NEW = 0, 1, 3
 _GRAPH_TENSORS, _GRAPH_INPUTS, _GRAPH_OUTPUTS, _GRAPH_OPERATORS = 0, 1, 2, 3
 _TENSOR_SHAPE, _TENSOR_TYPE, _TENSOR_BUFFER, _TENSOR_NAME, _TENSOR_QUANTISATION, _TENSOR_SIGNATURE = 0, 1, 2, 3, 4, 7
@@ -30,14 +33,19 @@ _CUSTOM = "CUSTOM"
 
 
 def read(path: Path) -> Signature:
-    """Reads what the main graph takes and gives. Raises Malformed, OSError."""
+    """Reads what the main graph takes and gives. Raises Malformed, OSError, and UserError for a file of several functions."""
     with path.open("rb") as stream:
         if path.stat().st_size < 8:
             raise Malformed("the file is empty" if not path.stat().st_size else "the file ends inside its header")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
             if bytes(view[4:8]) != _IDENTIFIER:
                 raise Malformed(f"bytes 4 to 8 are {bytes(view[4:8])!r}, not {_IDENTIFIER!r}")
-            return _Model(_Flatbuffer(view)).signature(path.name)
+            model = _Model(_Flatbuffer(view))
+            functions = model.functions()
+            if set(functions.values()) - {0}:
+                listed = ", ".join(map(repr, functions))
+                raise UserError(f"{path}: holds the signatures {listed}, each a graph of its own; export the one that is to run alone")
+            return model.signature(path.name)
 
 
 class _Flatbuffer:
@@ -112,6 +120,12 @@ class _Model:
         self._file = file
         self._root = file.number("I", 0)
 
+    def functions(self) -> dict[str, int]:
+        """Named signatures, and the graph that each one runs. Interpreters run the first graph unless a signature is asked for."""
+        file = self._file
+        tables = file.tables(self._root, _MODEL_SIGNATURES)
+        return {file.text(table, _SIGNATURE_KEY): file.scalar(table, _SIGNATURE_GRAPH, "I") for table in tables}
+
     def signature(self, name: str) -> Signature:
         file, root = self._file, self._root
         graphs = file.tables(root, _MODEL_GRAPHS)
@@ -183,6 +197,8 @@ class _Model:
         quantisation = file.child(tensor, _TENSOR_QUANTISATION)
         if quantisation and len(scales := file.vector(quantisation, _QUANTISATION_SCALE, 4)) == 1:
             zeros = file.vector(quantisation, _QUANTISATION_ZERO, 8)
-            scale, zero = file.real(scales[0]), file.number("q", zeros[0]) if zeros else 0
+            step = file.real(scales[0])
+            if step > 0 and math.isfinite(step):  # some converters write 0 where nothing is quantised
+                scale, zero = step, file.number("q", zeros[0]) if zeros else 0
         ranked = bool(file.field(tensor, _TENSOR_SHAPE))
         return TensorSpec(file.text(tensor, _TENSOR_NAME), self._dtype(tensor), sizes, ranked, scale, zero)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -60,3 +61,21 @@ def sum_net(folder: Path) -> Path:
     x, y = graph.tensor("x", [1, 4]), graph.tensor("y", [1, 4])
     graph.operator(OPERATORS.ADD, [x, x], [y], schema.AddOptionsT(fusedActivationFunction=_NONE))
     return graph.save(folder, [x], [y])
+
+
+def outside(path: Path) -> Path:
+    """The same model with its weights behind the flatbuffer, as large ones are written."""
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    contents = [b"" if b.data is None else np.asarray(b.data, np.uint8).tobytes() for b in model.buffers]
+    places = [1] * len(contents)
+    for _ in range(2):  # the first time to learn where the flatbuffer ends
+        for buffer, content, place in zip(model.buffers, contents, places):
+            buffer.data, buffer.offset, buffer.size = None, place if content else 0, len(content)
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        flat = bytes(builder.Output())
+        padded = [content.ljust(-(-len(content) // 16) * 16, b"\0") for content in contents]
+        start = -(-len(flat) // 16) * 16
+        places = [start + sum(map(len, padded[:index])) for index in range(len(padded))]
+    path.write_bytes(flat.ljust(start, b"\0") + b"".join(padded))
+    return path

@@ -21,7 +21,7 @@ _RELU, _NONE = schema.ActivationFunctionType.RELU, schema.ActivationFunctionType
 _TYPES = {
     "float32": schema.TensorType.FLOAT32, "int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32,
     "int64": schema.TensorType.INT64, "bool": schema.TensorType.BOOL, "resource": schema.TensorType.RESOURCE,
-    "float16": schema.TensorType.FLOAT16,
+    "float16": schema.TensorType.FLOAT16, "uint8": schema.TensorType.UINT8,
 }  # fmt: skip
 STEP, ZERO = 0.05, -3  # of the quantised models' inputs and outputs
 
@@ -97,9 +97,16 @@ class _Graph:
     def subgraph(self, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
         return _new(schema.SubGraphT, tensors=self._tensors, inputs=list(inputs), outputs=list(outputs), operators=self._operators)
 
-    def save(self, folder: Path, inputs: Sequence[int], outputs: Sequence[int], *others: _Graph) -> Path:
+    def save(self, folder: Path, inputs: Sequence[int], outputs: Sequence[int], *others: _Graph, functions: Sequence[str] = ()) -> Path:
+        """Writes the model; `functions`: a signature for each subgraph."""
         subgraphs = [self.subgraph(inputs, outputs), *(other.subgraph([], []) for other in others)]
-        model = _new(schema.ModelT, version=3, operatorCodes=self._codes, subgraphs=subgraphs, description="zoo", buffers=self._buffers)
+        signatures = [
+            _new(schema.SignatureDefT, signatureKey=key, subgraphIndex=index, inputs=[], outputs=[]) for index, key in enumerate(functions)
+        ]
+        model = _new(
+            schema.ModelT, version=3, operatorCodes=self._codes, subgraphs=subgraphs, description="zoo", buffers=self._buffers,
+            signatureDefs=signatures,
+        )  # fmt: skip
         builder = flatbuffers.Builder(1024)
         builder.Finish(model.Pack(builder), b"TFL3")
         path = folder / "model.tflite"
@@ -234,6 +241,14 @@ def resource_state(folder: Path) -> Path:
     graph.operator(_OPERATORS.ADD, [x, old], [y], _new(schema.AddOptionsT))
     graph.operator(_OPERATORS.ASSIGN_VARIABLE, [handle, y], [], _new(schema.AssignVariableOptionsT))
     return graph.save(folder, [x], [y], first)
+
+
+def two_functions(folder: Path) -> Path:
+    """`encode` and `decode`, each a graph of its own in one file; the first one is `dense`'s."""
+    graph = _Graph()
+    x, y = graph.tensor("x", [1, 16]), graph.tensor("y", [1, 10])
+    graph.dense("first", x, y, _weights(1, 10, 16))
+    return graph.save(folder, [x], [y], _Graph(within=graph), functions=["encode", "decode"])
 
 
 def partly_delegated(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -42,7 +43,9 @@ class Watch:
 
     def follow(self, pid: int) -> None:
         """A runner of ours began: its CPU time is not that of others."""
-        self._runner, self._runner_cpu = psutil.Process(pid), 0.0
+        self._runner, self._runner_cpu = None, 0.0
+        with contextlib.suppress(psutil.Error):  # it died at once, and whoever started it has noticed: its first request will fail
+            self._runner = psutil.Process(pid)
 
     def leave(self) -> None:
         """The runner that is followed is about to end, or has ended."""

@@ -33,7 +33,7 @@ def measure_latency(work: LatencyWork, launch: int, models: Mapping[str, Path], 
         limits: time-outs (`load_ns` for each load, `run_ns` for the schedule) and memory of one runner.
         site: where.
     """
-    with session(site, limits) as measuring:
+    with session(site, limits, models.values(), [inputs]) as measuring:
         if work.scenario.kind != "paced":
             detail = f"scenario {work.scenario.kind!r} is not available in this version of the agent"
             return measuring.finish(Failure(FailureKind.UNSPECIFIED, detail, Stage.RUN))
@@ -127,7 +127,7 @@ class _Launch:
             for key in order:
                 loads[key], firsts[key] = self._load(runner, key)
             try:
-                reply = runner.call(self._schedule(keys), self._session.limits.run_ns, Stage.RUN)
+                reply = runner.call(self._schedule(keys), self._limit_ns(firsts), Stage.RUN)
             except RunnerFailed as error:
                 if len(keys) > 1:
                     raise
@@ -152,6 +152,11 @@ class _Launch:
             "seed": self._seed, "rate_per_s": work.scenario.rate_per_s,
         }  # fmt: skip
         return {"do": "launch", "keys": list(keys), "inputs": self._inputs, "plan": plan}
+
+    def _limit_ns(self, firsts: Mapping[str, Mapping[str, Any]]) -> int:
+        """Of the whole schedule; a slow model warms up with one inference, and with one more before each burst."""
+        inferences = 1 + self._work.bursts * (1 + self._work.min_inferences)
+        return self._session.run_limit_ns(inferences, sum(first["first_inference_ns"] for first in firsts.values()))
 
     def _placement(self, runner: RunnerProcess, key: str) -> dict[str, int]:
         """Where the nodes ran; once per order, when everything is timed. Without an answer it stays empty: the numbers stand."""

@@ -20,7 +20,7 @@ def measure_memory(work: MemoryWork, path: Path, inputs: Path, limits: Limits, s
         limits: time-outs and memory.
         site: where.
     """
-    with session(site, limits) as measuring:
+    with session(site, limits, [path], [inputs]) as measuring:
         try:
             outcome: Outcome = _memory(measuring, work, path, inputs)
         except RunnerFailed as error:
@@ -50,10 +50,10 @@ def measure_accuracy(work: AccuracyWork, path: Path, shards: Sequence[Path], lim
         work: what to run.
         path: the contender's main file.
         shards: the tensor packs that `work.shards` name, in that order.
-        limits: time-outs (`run_ns` for the whole pass) and memory.
+        limits: time-outs (`run_ns` for the whole pass, or longer where the first inference says so) and memory.
         site: where.
     """
-    with session(site, limits) as measuring:
+    with session(site, limits, [path], shards) as measuring:
         try:
             outcome: Outcome = _accuracy(measuring, work, path, shards)
         except RunnerFailed as error:
@@ -63,15 +63,19 @@ def measure_accuracy(work: AccuracyWork, path: Path, shards: Sequence[Path], lim
 
 def _accuracy(measuring: Session, work: AccuracyWork, path: Path, shards: Sequence[Path]) -> AccuracyResult:
     key, reduction = work.contender.key, work.reduction
-    outputs, golden = measuring.folder / "outputs.npz", measuring.folder / "golden.npz"
     request = {
-        "do": "evaluate", "key": key, "shards": [str(s.absolute()) for s in shards], "outputs": str(outputs), "golden": str(golden),
+        "do": "evaluate", "key": key, "shards": [str(s.absolute()) for s in shards],
         "kind": reduction.kind, "output": reduction.output, "k": reduction.k,
         "golden_samples": work.golden_samples, "output_bytes_limit": work.output_bytes_limit,
     }  # fmt: skip
     with measuring.runner() as runner:
+        outputs, golden = runner.folder / "outputs.npz", runner.folder / "golden.npz"
+        request |= {"outputs": str(outputs), "golden": str(golden)}
         measuring.load(runner, key, work.contender.candidate, path)
-        n = runner.call(request, measuring.limits.run_ns, Stage.RUN).body["n"]
+        largest = max(shards, key=lambda shard: shard.stat().st_size)
+        first = runner.call({"do": "first", "key": key, "inputs": str(largest.absolute())}, measuring.limits.run_ns, Stage.RUN).body
+        limit_ns = measuring.run_limit_ns(first["samples"] * len(shards), first["first_inference_ns"])
+        n = runner.call(request, limit_ns, Stage.RUN).body["n"]
     measuring.keep("outputs", outputs)
     measuring.keep("golden", golden)
     return AccuracyResult(key, "", "", n)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,18 @@ class Measured:
         conditions: what surrounded it.
         blobs: `samples` of a latency, `outputs` and `golden` of an accuracy: files in the scratch folder, for the caller to move away.
         duration_ns: how long it took, without waiting for the host's lock.
+        waited_ns: how long it waited for that lock, before.
     """
 
     outcome: Outcome
     conditions: Conditions
     blobs: Mapping[str, Path] = field(default_factory=dict)
     duration_ns: int = 0
+    waited_ns: int = 0
+
+
+_SLACK = 3  # a device that throttles, a first sample that is a small one
+_LONGEST = 12
 
 
 class ContenderFailed(Exception):
@@ -73,17 +79,19 @@ class ContenderFailed(Exception):
 class Session:
     """A measurement under way: the lock is held, conditions are being watched."""
 
-    def __init__(self, site: Site, limits: Limits, folder: Path, watch: Watch) -> None:
+    def __init__(self, site: Site, limits: Limits, files: Sequence[Path], folder: Path, watch: Watch, asked_ns: int) -> None:
         self.site, self.limits, self.folder, self.watch = site, limits, folder, watch
+        self._files = files
         self._began_ns = time.monotonic_ns()
+        self._waited_ns = self._began_ns - asked_ns
         self.blobs: dict[str, Path] = {}
 
     @contextlib.contextmanager
     def runner(self) -> Iterator[RunnerProcess]:
         """A fresh runner, watched."""
         process = RunnerProcess(
-            self.limits, self.folder, environment=self.site.environment, cancelled=self.site.cancelled, on_tick=self.watch.tick,
-            unit_socket=self.site.unit_socket,
+            self.limits, self.folder, files=self._files, environment=self.site.environment, cancelled=self.site.cancelled,
+            on_tick=self.watch.tick, unit_socket=self.site.unit_socket,
         )  # fmt: skip
         with process:
             self.watch.follow(process.pid)
@@ -103,6 +111,13 @@ class Session:
         }  # fmt: skip
         return runner.call(request, self.limits.load_ns, Stage.LOAD).body
 
+    def run_limit_ns(self, inferences: int, first_ns: int) -> int:
+        """How long so many inferences may take of which the first took `first_ns`: `run_ns`, or what they need, at most twelve times that.
+
+        A limit is for what hangs, not for what is slow: a large model on a small board, a processor that is emulated.
+        """
+        return min(max(self.limits.run_ns, _SLACK * inferences * first_ns), _LONGEST * self.limits.run_ns)
+
     def keep(self, role: str, path: Path) -> None:
         """Moves a result to the scratch folder, where it outlives this measurement. Raises RunnerFailed if the runner left none.
 
@@ -116,19 +131,29 @@ class Session:
 
     def finish(self, outcome: Outcome) -> Measured:
         """The outcome with everything around it."""
-        return Measured(outcome, self.watch.conditions(), self.blobs, time.monotonic_ns() - self._began_ns)
+        return Measured(outcome, self.watch.conditions(), self.blobs, time.monotonic_ns() - self._began_ns, self._waited_ns)
 
 
 @contextlib.contextmanager
-def session(site: Site, limits: Limits) -> Iterator[Session]:
-    """Waits for the host's lock and begins. Raises Cancelled."""
+def session(site: Site, limits: Limits, models: Iterable[Path], inputs: Iterable[Path]) -> Iterator[Session]:
+    """Waits for the host's lock and begins. Raises Cancelled.
+
+    Args:
+        site: where.
+        limits: of each runner.
+        models: main files; what else lies in their folders belongs to them.
+        inputs: files, which with the models are all that a runner may read besides libraries.
+    """
+    folders = {folder: None for model in models for folder in (model.absolute().parent, model.resolve().parent)}
+    files = [*folders, *(path.absolute() for path in inputs)]
+    asked_ns = time.monotonic_ns()
     with (
         hostlock.hold(exclusive=True, path=site.lock, cancelled=site.cancelled) as held,
         scratch.folder(site.scratch, "runner-") as folder,
     ):
         if not held:
             raise Cancelled
-        yield Session(site, limits, folder, Watch(site.sensors_root))
+        yield Session(site, limits, files, folder, Watch(site.sensors_root), asked_ns)
 
 
 def options_for(candidate: Candidate, site: Site) -> Options:

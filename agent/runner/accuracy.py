@@ -16,15 +16,15 @@ _INPUT, _OUTPUT = "input:", "output:"
 
 
 class Collector:
-    """Gathers outputs sample by sample: `topk` indices of one output, or all outputs (`raw`), within a budget of bytes."""
+    """Gathers outputs sample by sample: `topk` indices of one output, or one or all outputs (`raw`), within a budget of bytes."""
 
     def __init__(self, names: Sequence[str], *, kind: str, output: str, k: int, golden_samples: int, output_bytes_limit: int) -> None:
         self._names, self._kind, self._k = tuple(names), kind, k
         self._golden_samples, self._limit = golden_samples, output_bytes_limit
         if kind not in ("topk", "raw"):
             raise _changed(f"reduction {kind!r} is unknown: topk and raw are known")
-        self._output = self._one(output) if kind == "topk" else ""
-        self._kept: dict[str, list[Tensor]] = {name: [] for name in ([self._output] if kind == "topk" else self._names)}
+        self._output = self._one(output) if kind == "topk" or output else ""
+        self._kept: dict[str, list[Tensor]] = {name: [] for name in ([self._output] if self._output else self._names)}
         self._golden: dict[str, list[Tensor]] = {}
         self._bytes = self.n = 0
 
@@ -35,14 +35,15 @@ class Collector:
             for prefix, values in ((_INPUT, feeds), (_OUTPUT, named)):
                 for name, value in values.items():
                     self._golden.setdefault(prefix + name, []).append(value.copy())
-        kept = {self._output: top(named[self._output], self._k, self._output)} if self._kind == "topk" else named
-        for name, value in kept.items():
-            self._kept[name].append(value.copy())
+        for name, kept in self._kept.items():
+            value = top(named[name], self._k, name) if self._kind == "topk" else named[name]
+            kept.append(value.copy())
             self._bytes += value.nbytes
         self.n += 1
         if self._bytes > self._limit:
-            detail = f"outputs exceed output_bytes_limit ({self._limit} bytes) after {self.n} samples: use a top-k metric or fewer samples"
-            raise RuntimeFailure(FailureKind.OOM, detail)
+            given = f"the outputs of {self.n} samples are more than the {self._limit / 2**20:.3g} MiB that a device gives back"
+            remedy = "end the graph with what the metric needs (ArgMax, a mean …), use a metric that devices reduce (top1) or fewer samples"
+            raise RuntimeFailure(FailureKind.OOM, f"{given}: {remedy}")
 
     def write(self, outputs: Path, golden: Path) -> int:
         """Writes both packs; returns the number of samples run."""
@@ -57,7 +58,7 @@ class Collector:
             return output
         if not output and len(self._names) == 1:
             return self._names[0]
-        raise _changed(f"top-k needs the name of one output; {output!r} is none of {', '.join(self._names)}")
+        raise _changed(f"the metric needs one output; {output!r} is none of {', '.join(self._names)}")
 
 
 def top(values: Tensor, k: int, name: str = "") -> Tensor:

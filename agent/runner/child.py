@@ -1,6 +1,7 @@
 """The runner: a process that loads models and runs them, asked over an inherited socket. What it loads is untrusted: it may die any time.
 
-Started as `python -m agent.runner.child '{"socket": 3, "parent": 123, "limits": {…}}'`. One request at a time; every answer is
+Started as `python -m agent.runner.child '{"socket": 3, "parent": 123, "limits": {…}, "in_unit": false}' FILE…`: the files, and folders,
+that it may read besides libraries; in a unit it sees no others than those that it is handed. One request at a time; every answer is
 `{"ok": {…}}` or `{"failure": {"kind": …, "detail": …}}`. It ends when the socket does.
 """
 
@@ -27,7 +28,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     limits.die_with(settings["parent"])
     limits.apply(limits.ProcessLimits(**settings["limits"]))
-    confine.apply(Path.cwd())
+    confine.apply(Path.cwd(), None if settings["in_unit"] else [Path(given) for given in sys.argv[2:]])
     serve(socket.socket(fileno=settings["socket"]))
 
 

@@ -3,7 +3,8 @@
 Chosen by trying. RLIMIT_AS counts what a runtime merely reserves (ONNX Runtime maps 4 times what it touches; OpenBLAS and the loader
 die of it at import), so it is not used. RLIMIT_DATA counts private writable memory, touched or not: a failed allocation then comes back
 as a clean error, but thread stacks and arenas count as well. So the limit proper is on resident memory, watched by the supervisor, and
-RLIMIT_DATA lies a fixed slack above it, where it catches what allocates faster than the supervisor looks.
+RLIMIT_DATA lies a fixed slack above it, where it catches what allocates faster than the supervisor looks. Shared memory that is not mapped
+(a memfd) is seen by neither: a unit's control group counts it; elsewhere the kernel ends the runner before anyone else (`oom_score_adj`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +84,13 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def limits_in_force() -> dict[str, str]:
+def limits_in_force(*, in_unit: bool = False) -> dict[str, str]:
     """What protects this device from a runner, in words, by limit."""
     root = os.geteuid() == 0
     by_kernel = "; by the kernel not, since the agent runs as root" if root else "; RLIMIT_NPROC, as many above the user's present ones"
+    backstop = f"RLIMIT_DATA {DATA_SLACK_BYTES >> 20} MiB above it" if _can_be_lowered(resource.RLIMIT_DATA) else "no limit by the kernel"
     return {
-        "memory": f"resident memory is watched every {WATCH_NS // 1_000_000} ms; RLIMIT_DATA {DATA_SLACK_BYTES >> 20} MiB above it",
+        "memory": f"resident memory is watched every {WATCH_NS // 1_000_000} ms; {backstop}",
         "time": "wall clock of the supervisor, by phase; the process group and whatever left it are killed",
         "threads": f"{MORE_TASKS}, watched{by_kernel}",
         "file_size": f"RLIMIT_FSIZE {FILE_BYTES >> 20} MiB",
@@ -95,6 +98,7 @@ def limits_in_force() -> dict[str, str]:
         "core_dumps": "off",
         "lifetime": "PR_SET_PDEATHSIG and the end of the socket",
         **confine.in_force(),
+        **({"file_reads": "what its unit shows it, and files that it is handed"} if in_unit else {}),
     }
 
 
@@ -132,6 +136,17 @@ def _lower(kind: int, value: int) -> None:
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
     resource.setrlimit(kind, (value, value))
+
+
+def _can_be_lowered(kind: int) -> bool:
+    """Whether a limit is what one sets it to: QEMU's user emulation takes those of memory without a word and does nothing."""
+    soft, hard = resource.getrlimit(kind)
+    tried = (sys.maxsize if soft == resource.RLIM_INFINITY else soft) - 1  # not one that anybody would feel
+    resource.setrlimit(kind, (tried, hard))
+    try:
+        return resource.getrlimit(kind)[0] == tried
+    finally:
+        resource.setrlimit(kind, (soft, hard))
 
 
 def _tasks_of_user() -> int:

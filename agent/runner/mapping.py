@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.runtimes import Model, RuntimeFailure, TensorSpec
-from edgefarm.mapping import decoder, encoder
+from edgefarm.mapping import decoder, encoder, lost
 from edgefarm.model import FailureKind, Io, TensorMap
 
 Tensor = NDArray[Any]
@@ -87,14 +87,17 @@ def _check_tensor(name: str, value: Tensor, spec: TensorSpec, mapping: TensorMap
     dtype = "str" if value.dtype.kind in "UO" else value.dtype.name
     if quantised and value.dtype.kind != "f":
         raise _changed(f"input {name!r} is {dtype}, but quantising it needs floating point")
-    if not quantised and dtype != spec.dtype:
-        raise _changed(f"input {name!r} is {dtype}, but the model takes {spec.dtype}")
+    wanted = (mapping and mapping.dtype) or spec.dtype
+    if not quantised and dtype != wanted:
+        raise _changed(f"input {name!r} is {dtype}, but the model takes {wanted}")
+    if wanted != spec.dtype and not quantised and (value_lost := lost(value, spec.dtype)) is not None:
+        raise _changed(f"input {name!r} holds {value_lost}, but the variant takes {spec.dtype}, which does not hold that number")
     if permutation and sorted(permutation) != list(range(value.ndim)):
         raise _changed(f"input {name!r} has {value.ndim} axes, which the permutation {list(permutation)} does not fit")
     shape = tuple(value.shape[axis] for axis in permutation) if permutation else value.shape
     if len(shape) != len(spec.shape) or any(want is not None and want != got for want, got in zip(spec.shape, shape)):
-        wanted = "[" + ", ".join("?" if d is None else str(d) for d in spec.shape) + "]"
-        raise _changed(f"input {name!r} has shape {list(shape)}, but the model takes {wanted}")
+        axes = "[" + ", ".join("?" if d is None else str(d) for d in spec.shape) + "]"
+        raise _changed(f"input {name!r} has shape {list(shape)}, but the model takes {axes}")
 
 
 def _encoder(mapping: TensorMap, spec: TensorSpec) -> Callable[[Tensor], Tensor]:

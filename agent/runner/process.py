@@ -6,9 +6,11 @@ import contextlib
 import os
 import select
 import signal
+import site
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ _TAIL_BYTES = 16 * 1024
 _RECEIVE_BYTES = 1 << 18
 _DRAINS = 64  # reads of its output in one go: who writes without end must not keep the supervisor
 _EXIT_WAIT_S = 0.5
-_PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+_PASSED_ON = ("LANG", "LC_ALL", "TZ")
+_SEARCHED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 class RunnerFailed(Exception):
@@ -53,12 +56,17 @@ class RunnerProcess:
 
     Args:
         limits: `memory_bytes` (0: most of what is available) is enforced here; the time-outs are passed to `call`.
-        scratch: an existing folder: its working, home and temporary directory, and the only one that it may write to.
+        scratch: an existing folder, in which it gets a new one.
+        files: what it may read besides libraries and that folder: files, and folders with all in them.
         environment: variables on top of the few that are passed on.
         cancelled: looked at every 50 ms while a request runs.
         on_tick: called as often, e.g. to sample sensors.
         unit_socket: where systemd starts runners in units of their own; None: a child of this process.
         command: what to run instead of the runner, for tests.
+
+    Attributes:
+        folder: its working, home and temporary directory, and the only one that it may write to: of its own, so that it finds nothing
+            there that a model before it has left. It stays; who removes `scratch` removes it.
 
     Raises:
         Unreachable: systemd starts none.
@@ -69,6 +77,7 @@ class RunnerProcess:
         limits: Limits,
         scratch: Path,
         *,
+        files: Sequence[Path] = (),
         environment: Mapping[str, str] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         on_tick: Callable[[], None] = lambda: None,
@@ -81,10 +90,11 @@ class RunnerProcess:
         self._decoder, self._tail = Decoder(), bytearray()
         self._oom_kills = limiting.kernel_oom_kills()
         self._returncode: int | None = None
-        own, variables = limiting.ProcessLimits(self._memory_bytes), _environment(scratch, environment or {})
+        self.folder = Path(tempfile.mkdtemp(dir=scratch, prefix="runs-"))
+        own, variables = limiting.ProcessLimits(self._memory_bytes), _environment(self.folder, environment or {})
         self._started: Spawned | Unit
         if unit_socket is None:
-            self._started = Spawned(scratch, own, variables, command)
+            self._started = Spawned(self.folder, files, own, variables, command)
         else:
             self._started = Unit(unit_socket, own, variables)
         self.pid, self._channel = self._started.pid, self._started.channel
@@ -252,10 +262,13 @@ def _last_words(tail: str) -> str:
     return f"; it said:\n{tail.strip()[-4000:]}" if tail.strip() else ""
 
 
-def _environment(scratch: Path, more: Mapping[str, str]) -> dict[str, str]:
+def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    # An empty or relative entry would be the runner's own folder.
+    searched = {name: list(filter(None, os.environ.get(name, "").split(os.pathsep))) for name in _SEARCHED}
+    paths = {name: os.pathsep.join(map(os.path.abspath, entries)) for name, entries in searched.items() if entries}
     own = {
-        "HOME": str(scratch), "TMPDIR": str(scratch), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1",
-        "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1",
+        "HOME": str(folder), "TMPDIR": str(folder), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUSERBASE": site.getuserbase(), "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1",
     }  # fmt: skip
-    return {**passed, **own, **more}
+    return {**passed, **paths, **own, **more}

@@ -81,7 +81,7 @@ _SUMMARY = {
 SHAPES: dict[str, dict[str, Any]] = {
     "import": {"version": _text},
     "load": {"load_ns": _count, "chosen": Each(_text), "inputs": [_spec], "outputs": [_spec]},
-    "first": {"first_inference_ns": _count, "not_finite": _count},
+    "first": {"first_inference_ns": _count, "not_finite": _count, "samples": _count},
     "launch": {"contenders": Each(_SUMMARY)},
     "placement": {"placement": Each(_small)},
     "memory": {"peak_rss_bytes": _count, "pss_bytes": _count},
@@ -132,7 +132,7 @@ def _failure(told: Any, stage: Stage) -> Failure:
         raise ProtocolError(f"not a failure: {error!r}") from error
     if kind not in _ITS_FAILURES:
         raise ProtocolError(f"a runner does not tell {kind.value}")
-    return Failure(kind, detail, stage)
+    return Failure(kind, detail if detail.strip() else "the runner gave no reason", stage)
 
 
 def _fit(value: Any, shape: Any, place: str) -> Any:

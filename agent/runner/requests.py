@@ -62,13 +62,13 @@ class Bench:
         return {"load_ns": load_ns, "chosen": dict(model.chosen), **specs}, b""
 
     def first(self, key: str, inputs: str) -> Answer:
-        """The first inference, with the first sample: `first_inference_ns`, and how many output values are NaN or infinite."""
+        """The first inference, with the first of `samples`: `first_inference_ns`, and how many output values are NaN or infinite."""
         loaded = self._loaded[key]
-        feeds = self._feeds(loaded, inputs)[0]
+        feeds = self._feeds(loaded, inputs)
         started = time.perf_counter_ns()
-        outputs = loaded.run(feeds)
+        outputs = loaded.run(feeds[0])
         elapsed = time.perf_counter_ns() - started
-        return {"first_inference_ns": elapsed, "not_finite": accuracy.count_not_finite(outputs)}, b""
+        return {"first_inference_ns": elapsed, "not_finite": accuracy.count_not_finite(outputs), "samples": len(feeds)}, b""
 
     def launch(self, keys: list[str], inputs: str, plan: dict[str, Any]) -> Answer:
         """The whole schedule of one launch; payload: the samples, as npz."""

@@ -29,6 +29,8 @@ def remove(path: Path) -> None:
     folders are moved to the top before they are emptied.
     """
     names = (path / f".{secrets.token_hex(4)}-{number}" for number in itertools.count())
+    with contextlib.suppress(OSError):
+        path.chmod(0o700)
     waiting = _clear(path)
     while waiting:
         emptied = waiting.pop()

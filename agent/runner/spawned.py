@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ class Spawned:
     """One running child. The kernel kills it when the thread that made it ends.
 
     Args:
-        scratch: its working folder.
+        folder: its working folder.
+        files: what it may read besides libraries, absolute.
         limits: what it limits itself to.
         environment: all of its variables.
         command: what to run instead of the runner, for tests.
@@ -36,15 +37,17 @@ class Spawned:
 
     oom_killed = False
 
-    def __init__(self, scratch: Path, limits: ProcessLimits, environment: Mapping[str, str], command: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, files: Sequence[Path], limits: ProcessLimits, environment: Mapping[str, str], command: tuple[str, ...]
+    ) -> None:  # fmt: skip
         self._mark = family.new_mark()
         self.channel, theirs = socket.socketpair()
-        settings = json.dumps({"socket": theirs.fileno(), "parent": os.getpid(), "limits": asdict(limits)})
+        settings = json.dumps({"socket": theirs.fileno(), "parent": os.getpid(), "limits": asdict(limits), "in_unit": False})
         try:
             # No preexec_fn: it would fork with gRPC's threads. The child limits itself instead.
             self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", *command, settings],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, cwd=scratch,
+                [sys.executable, "-X", "faulthandler", *command, settings, *map(str, files)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, cwd=folder,
                 env={**environment, family.MARK: self._mark}, pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip
         except BaseException:

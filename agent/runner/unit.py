@@ -72,7 +72,7 @@ class Unit:
         return bool(self._ended and self._ended["oom"])
 
     def hand_over(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Sends the files of a request; returns the request with the paths at which the runner finds them. Raises OSError."""
+        """Sends the files of a request; returns it with the paths at which the runner finds them. Raises OSError for one of ours."""
         moved = handed.within(self._folder, request)
         files = [(there, here, "r") for there, here in moved.read.items() if there not in self._handed]
         files += [(there, here, "w") for there, here in moved.written.items()]
@@ -130,8 +130,9 @@ class Unit:
                 descriptors.append(handed.open_for_runner(here, write=how == "w"))
                 opened.callback(os.close, descriptors[-1])
             frame = encode({"files": [(there, how) for there, _, how in files]})
-            # Small, and the runner is waiting for it: one that does not read loses it, and its request ends by its time-out.
-            with contextlib.suppress(BlockingIOError):
+            # Small, and the runner is waiting for it: one that does not read loses it, and its request ends by its time-out. One that is
+            # dead is found when its answer is awaited, with its reason.
+            with contextlib.suppress(OSError):
                 socket.send_fds(self.channel, [frame], descriptors, socket.MSG_DONTWAIT)
         self._handed |= {there for there, _, how in files if how == "r"}
 

@@ -30,7 +30,7 @@ def main() -> None:
         sys.exit("no runner was asked for")
     channel, output = descriptors
     folder, settings = os.getcwd(), json.loads(message)
-    told = {"socket": channel, "parent": os.getpid(), "limits": settings["limits"]}
+    told = {"socket": channel, "parent": os.getpid(), "limits": settings["limits"], "in_unit": True}
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-m", "agent.runner.child", json.dumps(told)],
         stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(channel,), start_new_session=True,

@@ -13,8 +13,9 @@ import typer
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, state_of, verb
 from controller.client import Client
 from controller.config.enrolled import matches
-from controller.login import TOKEN_VARIABLE, connected, folder_of, log_in
+from controller.login import TOKEN_VARIABLE, connected, folder_of, log_in, renewed, write_pem
 from controller.looking import Look, RemoteLook, look_into
+from controller.report.candidate import utc
 from edgefarm.errors import NotFound, UserError
 
 DRIVING_PATIENCE_S = 600.0  # a driver waits out a restart of its controller, and a longer break
@@ -72,7 +73,11 @@ def chosen(client: Client, selector: str) -> list[str]:
 def login(
     controller: ControllerOption = None,
     token: Annotated[
-        str | None, typer.Option("--token", envvar=TOKEN_VARIABLE, metavar="TOKEN", help="From 'controller user add'.")
+        str | None, typer.Option("--token", envvar=TOKEN_VARIABLE, metavar="TOKEN", help="From 'controller user add'; once per machine.")
+    ] = None,
+    pem: Annotated[
+        Path | None,
+        typer.Option("--pem", metavar="DIR", help="Also write authority.pem, certificate.pem and key.pem there, for Prometheus."),
     ] = None,
     fleet: FleetOption = None,
     state: StateOption = None,
@@ -80,13 +85,19 @@ def login(
 ) -> None:
     """Log in at a controller: a key is made on this machine, and certified. It is kept in your configuration folder.
 
+    Every other command renews the certificate in time; without --token this one does, for programs that use it by themselves.
+
     Example: controller login --controller farm.example:7443 --token edgefarm1.…
     """
     address = address_of(controller, fleet)
-    if address is None or token is None:
-        raise UserError("login needs --controller HOST:PORT and --token TOKEN, which an admin makes with 'controller user add'")
-    identity = log_in(address, token)
+    if address is None:
+        raise UserError("login needs --controller HOST:PORT, the address where the controller takes members in")
+    identity = log_in(address, token) if token else renewed(address)
+    if pem is not None:
+        write_pem(identity, pem)
+    until = utc(identity.not_after_unix_ms)
     if json_:
-        print(json.dumps({"controller": identity.controller, "name": identity.name, "kept_in": str(folder_of(address))}))
+        told = {"controller": identity.controller, "name": identity.name, "kept_in": str(folder_of(address)), "certificate_until": until}
+        print(json.dumps(told))
     else:
-        print(f"logged in at {identity.controller} as {identity.name}; kept in {folder_of(address)}")
+        print(f"logged in at {identity.controller} as {identity.name}, certificate until {until}; kept in {folder_of(address)}")

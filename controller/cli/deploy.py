@@ -13,7 +13,7 @@ import typer
 
 from controller import preflight
 from controller.cli.connect import DRIVING_PATIENCE_S
-from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, report_width, verb
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, plain, report_width, verb
 from controller.config import Fleet
 from controller.control import Control
 from controller.driver import UNTIL, Driver, make_plans
@@ -67,7 +67,7 @@ def deploy(
         document = Driver(fleet_, control, workload, folder, sink, allow_lost=allowed).drive(until, retry=retry)
     if report is not None:
         _write_report(document, report)
-    print(json.dumps(document) if json_ else render(document, "table", report_width()), end="\n" if json_ else "")
+    print(json.dumps(document) if json_ else plain(render(document, "table", report_width())), end="\n" if json_ else "")
     if code := document["exit_code"]:
         print(f"error: {document['summary']}", file=sys.stderr)
         raise typer.Exit(code)

@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from controller import waits
 from controller.cli.connect import looking
-from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, report_width, verb
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, plain, report_width, verb
 from controller.looking import Look, RemoteLook
-from controller.report import FORMS, render
+from controller.report import FORMS, caveat, render
 from controller.report.candidate import utc
 from edgefarm.errors import UserError
 from edgefarm.model import Capability, Run
@@ -35,6 +36,8 @@ def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpt
                 "state": s.state,
                 "reason": s.reason or None,
                 "threads": s.device.threads,
+                "emulated": s.device.emulated,
+                "caveat": caveat(s.device),
                 "capabilities": [_capability(c) for c in s.device.capabilities],
                 "labels": dict(s.device.labels),
                 "fingerprint": dict(s.device.fingerprint),
@@ -52,17 +55,18 @@ def devices(fleet: FleetOption = None, state: StateOption = None, json_: JsonOpt
         return
     table = _table("device", "state", "class", "threads", "runtimes", "deployed")
     for row in rows:
-        able = ", ".join(
-            f"{c['runtime']} {c['version']}" if c["available"] else f"no {c['runtime']}: {c['reason']}" for c in row["capabilities"]
-        )
+        told = (f"{c['runtime']} {c['version']}" if c["available"] else f"no {c['runtime']}: {c['reason']}" for c in row["capabilities"])
+        able = ", ".join(dict.fromkeys(told))  # a runtime may have several providers
         running = ", ".join(f"{d['model']} generation {d['generation']} {d['state']}" for d in row["deployments"])
-        table.add_row(row["name"], row["state"].replace("_", " "), row["class"], str(row["threads"]), able, running)
+        table.add_row(row["name"], row["state"].replace("_", " "), row["class"], str(row["threads"]), plain(able), plain(running))
     _print(table)
     for reason in dict.fromkeys(row["reason"] for row in rows if row["state"] == "off"):
         print(f"off: {reason}")
     for row in rows:
         if row["reason"] and row["state"] not in ("off", "in_use"):
-            print(f"{row['name']}: {row['reason']}")
+            print(plain(f"{row['name']}: {row['reason']}"))
+        if row["caveat"]:
+            print(f"{row['name']}: {row['caveat']}")
 
 
 @verb
@@ -72,15 +76,19 @@ def runs(fleet: FleetOption = None, state: StateOption = None, json_: JsonOption
     Example: controller runs --fleet edge.yaml
     """
     with looking(fleet, state, controller) as look:
-        known = look.runs()
+        known, waiting = look.runs(), look.waits()
+    waits_of = {r.name: [w for w in waiting if w.run == r.name] for r in known}
     if json_:
-        print(json.dumps({"runs": [_run(r) for r in known]}))
+        print(json.dumps({"runs": [{**_run(r), "waits": waits.as_json(waits_of[r.name])} for r in known]}))
         return
     table = _table("run", "state", "exit", "started", "finished", "by")
     for run in known:
         code = "" if run.exit_code is None else str(run.exit_code)
         table.add_row(run.name, run.state, code, utc(run.started_unix_ms) or "", utc(run.finished_unix_ms) or "", run.owner)
     _print(table)
+    for run in known:
+        if waits_of[run.name]:
+            print(plain(f"{run.name}: {waits.told(waits_of[run.name])}"))
 
 
 @verb
@@ -93,7 +101,7 @@ def show(
     """
     with looking(fleet, state, controller) as look:
         found = _find(look, run)
-        orders = look.orders(found.name)
+        orders, waiting = look.orders(found.name), look.waits(found.name)
     stages: dict[str, dict[str, int]] = {}
     for status in orders:
         stage = stages.setdefault(status.order.id.split("/")[-2], {"orders": 0, "done": 0, "attempts": 0})
@@ -101,11 +109,13 @@ def show(
         stage["done"] += status.state.value == "done"
         stage["attempts"] += len(status.attempts)
     if json_:
-        print(json.dumps({**_run(found), "stages": stages}))
+        print(json.dumps({**_run(found), "stages": stages, "waits": waits.as_json(waiting)}))
         return
     print(f"{found.name}: {found.state}, started {utc(found.started_unix_ms)}, by {found.owner}")
     for name, counts in stages.items():
         print(f"  {name}: {counts['done']} of {counts['orders']} orders done, {counts['attempts']} attempts")
+    for wait in waiting:
+        print(plain(f"  {waits.told([wait])}"))
 
 
 @verb
@@ -125,9 +135,10 @@ def report(
         raise UserError(f"--format {form}: not a form; one of {', '.join(FORMS)}")
     with looking(fleet, state, controller) as look:
         found = _find(look, run)
-    if not found.report:
+        document = look.report(found)
+    if not document:
         raise UserError(f"{found.name} has no report yet: it is {found.state}; 'controller deploy' goes on with it")
-    print(render(json.loads(found.report), "json" if json_ else form, report_width()), end="")
+    print(plain(render(document, "json" if json_ else form, report_width())), end="")
 
 
 def _capability(capability: Capability) -> dict[str, Any]:
@@ -169,4 +180,4 @@ def _table(*columns: str) -> Table:
 
 
 def _print(table: Table) -> None:
-    Console(width=None if Console().is_terminal else 150, highlight=False).print(table)
+    Console(width=None if Console().is_terminal else 150, highlight=False, markup=False).print(table)  # what devices say is no markup

@@ -1,8 +1,9 @@
-"""Verbs about who takes part: `user add`, `token create`, `device label|replace|revoke`. For admins of a running controller."""
+"""Verbs about who takes part: `user add|list|revoke`, `token create`, `device label|replace|revoke`. For admins of a running controller."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from controller.cli.act import seconds
 from controller.cli.connect import asking
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, verb
+from controller.report.candidate import utc
 from controller.roles import OPERATOR, ROLES
 from edgefarm.errors import UserError
 
@@ -23,21 +25,65 @@ DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", help="The name 
 @verb
 def add_user(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As it stands with runs and leases.")],
-    role: Annotated[str, typer.Option(metavar="|".join(ROLES), help="What the user may do.")] = OPERATOR,
+    role: Annotated[
+        str,
+        typer.Option(metavar="|".join(ROLES), help=f"What the user may do, from now on; by default as before, {OPERATOR} for a new one."),
+    ] = "",
     fleet: FleetOption = None,
     state: StateOption = None,
     json_: JsonOption = False,
     controller: ControllerOption = None,
 ) -> None:
-    """Make a token with which a user logs in; one who is there already gets the role, and another key.
+    """Make a token with which a user logs in on one machine; one for another machine of a user leaves those before logged in.
 
     Example: controller user add anna --role operator
     """
-    if role not in ROLES:
+    if role not in ("", *ROLES):
         raise UserError(f"--role {role}: not a role; one of {', '.join(ROLES)}")
     with asking(controller, fleet) as client:
         made = client.add_user(name, role)
     _tell_token(made, "controller login --controller HOST:PORT --token", as_json=json_)
+
+
+@user.command("list")
+@verb
+def list_users(
+    fleet: FleetOption = None,
+    state: StateOption = None,
+    json_: JsonOption = False,
+    controller: ControllerOption = None,
+) -> None:
+    """List the users, their roles, and from how many machines they are logged in.
+
+    Example: controller user list
+    """
+    with asking(controller, fleet) as client:
+        rows = [{**asdict(u), "last_login": utc(u.enrolled_unix_ms)} for u in client.users()]
+    if json_:
+        print(json.dumps({"users": [{k: v for k, v in row.items() if k != "enrolled_unix_ms"} for row in rows]}))
+        return
+    for row in rows:
+        standing = "" if row["standing"] == "good" else f", {row['standing']}"
+        machines = f"{row['machines']} machine{'' if row['machines'] == 1 else 's'}"
+        print(f"{row['name']}: {row['role']}{standing}, {machines}, last login {row['last_login']}")
+
+
+@user.command("revoke")
+@verb
+def revoke_user(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As it was added.")],
+    fleet: FleetOption = None,
+    state: StateOption = None,
+    json_: JsonOption = False,
+    controller: ControllerOption = None,
+) -> None:
+    """Shut a user out, at once and on all machines. What this user's runs have ordered stays: 'controller cancel RUN' ends it.
+
+    Example: controller user revoke anna
+    """
+    with asking(controller, fleet) as client:
+        client.revoke_user(name)
+    print(json.dumps({"user": name, "revoked": True}) if json_ else f"{name}: revoked")
 
 
 @token.command("create")

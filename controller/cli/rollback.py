@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from controller.cli.connect import asking
-from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, verb
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, plain, verb
 from controller.config import Fleet
 from controller.control import Control
 from controller.hosted import Hosted, LocalDevice, driver_lock
@@ -49,7 +49,8 @@ def rollback(
         print(json.dumps({"deployments": rows}))
     else:
         for row in rows:
-            print(f"{row['device']}: {row['model']} generation {row['generation']} {row['state']}  {row['path'] or row['reason'] or ''}")
+            where = row["path"] or row["reason"] or ""
+            print(plain(f"{row['device']}: {row['model']} generation {row['generation']} {row['state']}  {where}"))
     if failed := [s for s in statuses if s.state is not DeploymentState.COMMITTED]:
         raise RolledBack("; ".join(f"{s.device}: {s.state.value}: {s.reason or 'no answer in time'}" for s in failed))
 

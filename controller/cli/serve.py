@@ -28,7 +28,10 @@ def serve(
     listen: Annotated[
         str | None,
         typer.Option(
-            "--listen", metavar="HOST:PORT", help="Where devices and users join; the next port serves them. Default: 0.0.0.0:7443."
+            "--listen",
+            metavar="HOST:PORT",
+            help="Where devices and users join; the next port serves them. Default: 0.0.0.0:7443. "
+            "Port 0: any that are free, and the same ones again after a restart.",
         ),
     ] = None,
     metrics: Annotated[

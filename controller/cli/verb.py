@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import signal
 import sys
@@ -15,10 +16,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from controller.config import Fleet, load_fleet
-from edgefarm.errors import INTERRUPTED, Denied, EdgefarmError, UserError
+from edgefarm.errors import INTERRUPTED, EdgefarmError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LEAST_COLUMNS = 100
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 _FLEET_FILE = "edge.yaml"
 
 FleetOption = Annotated[Path | None, typer.Option("--fleet", metavar="FILE", help="The fleet file (default: edge.yaml).")]
@@ -45,8 +47,6 @@ def verb(function: F) -> F:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             return function(*args, **kwargs)
-        except Denied as error:  # between processes a bug of ours; to a user, that another one has to do it
-            fail(str(error), UserError.exit_code, error.code, as_json=bool(kwargs.get("json_")))
         except EdgefarmError as error:
             fail(str(error), error.exit_code, error.code, as_json=bool(kwargs.get("json_")))
         except KeyboardInterrupt:
@@ -56,9 +56,14 @@ def verb(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
+def plain(text: str) -> str:
+    """Text for a terminal: without control characters, with which a device's words could do more than be read."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def tell(message: str, exit_code: int, code: str, *, as_json: bool) -> None:
     """Says what is wrong: on stderr, and as the JSON document on stdout where one was asked for."""
-    print(f"error: {message}", file=sys.stderr)
+    print(plain(f"error: {message}"), file=sys.stderr)
     if as_json:
         print(json.dumps({"error": {"code": code, "message": message}, "exit_code": exit_code}))
 

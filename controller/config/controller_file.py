@@ -14,7 +14,7 @@ from controller.config.schema import Section
 from edgefarm.credentials import JOIN_PORT, parse_address
 from edgefarm.errors import FleetFileError, UserError
 
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$")]
+Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:-]{0,252}$")]
 LISTEN = f"0.0.0.0:{JOIN_PORT}"
 
 
@@ -29,7 +29,7 @@ class ControllerFile(Section):
     """The file's content.
 
     Attributes:
-        listen: the join port, HOST:PORT; the main port is the next one. Port 0: any that is free.
+        listen: the join port, HOST:PORT; the main port is the next one. Port 0: any that is free, and the same one after a restart.
         main: the main port, if it is another one.
         advertise: HOST:PORT of the main port as others reach it, if that is not the host that they enrolled at.
         names: host names and addresses for the controller's certificate, for programs that check them. Agents and this command don't.

@@ -11,6 +11,7 @@ from edgefarm.model import Device, DeviceStatus
 
 Selector = Mapping[str, str | Sequence[str]]  # label -> its value, or the values that it may have
 _LATER = ("lost", "draining", "needs_upgrade")  # devices that are taken only where no others match
+_EMULATED = "emulated"  # a label that emulated devices give themselves
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
@@ -63,8 +64,14 @@ def enlist(file: FleetFile, document: Document, known: Sequence[DeviceStatus]) -
 def _meant(entry: DeviceEntry, known: Sequence[DeviceStatus], taken: set[str | None]) -> list[Device]:
     if entry.selector is None:
         return [s.device for s in known if s.device.name == entry.name]
-    matching = [s for s in known if matches(entry.selector, s.device.labels) and s.device.name not in taken]
+    fitting = [s for s in known if matches(entry.selector, s.device.labels) and _is_asked_for(entry, s.device)]
+    matching = [s for s in fitting if s.device.name not in taken]
     return [s.device for s in sorted(matching, key=lambda s: (s.state in _LATER, s.device.name))]
+
+
+def _is_asked_for(entry: DeviceEntry, device: Device) -> bool:
+    """An emulated device stands in for no real one: it is meant by its name, or by a selector that speaks of emulation."""
+    return not device.emulated or entry.selector is None or _EMULATED in entry.selector
 
 
 def _too_few(entry: DeviceEntry, found: Sequence[Device], known: Sequence[DeviceStatus], controller: str) -> str:
@@ -75,4 +82,6 @@ def _too_few(entry: DeviceEntry, found: Sequence[Device], known: Sequence[Device
         return f"no device '{entry.name}' is enrolled at {controller}; {hint}"
     asked = ", ".join(f"{key}={value if isinstance(value, str) else '|'.join(value)}" for key, value in entry.selector.items())
     matching = ", ".join(d.name for d in found) or "none"
-    return f"{entry.count or 1} devices with {asked} are wanted; enrolled at {controller}, and meant by no other: {matching}"
+    left_out = [s.device.name for s in known if matches(entry.selector, s.device.labels) and not _is_asked_for(entry, s.device)]
+    hint = f"; emulated, so taken only with '{_EMULATED}: yes' in the selector: {', '.join(left_out)}" if left_out else ""
+    return f"{entry.count or 1} devices with {asked} are wanted; enrolled at {controller}, and meant by no other: {matching}{hint}"

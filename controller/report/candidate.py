@@ -81,7 +81,7 @@ def _io(io: Any) -> dict[str, Any] | None:
         return None
 
     def side(tensors: Any) -> list[dict[str, Any]]:
-        return [{**asdict(t), "permutation": list(t.permutation) or None} for t in tensors]
+        return [{**asdict(t), "permutation": list(t.permutation) or None, "dtype": t.dtype or None} for t in tensors]
 
     return {"inputs": side(io.inputs), "outputs": side(io.outputs)}
 

@@ -10,9 +10,10 @@ from controller.evidence import Evidence, Group
 from controller.report.candidate import Origin, candidate, utc
 from controller.selection import Choice
 from edgefarm import __version__
-from edgefarm.model import Artifact, DeploymentState, DeploymentStatus, DeviceStatus, Failure, Run, Stage
+from edgefarm.model import Artifact, DeploymentState, DeploymentStatus, Device, DeviceStatus, Failure, Run, Stage
 
 SCHEMA = 1
+_SAID = 200
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class OptimizeFailure:
 
     variant: str
     failure: Failure
+
+
+def caveat(device: Device) -> str | None:
+    """What one must know before one believes a number of this device."""
+    if not device.emulated:
+        return None
+    how = "".join(filter(str.isprintable, device.fingerprint.get("emulated", "it does not say how")))[:_SAID]  # its own words
+    return f"emulated ({how}): its times and memory are no real device's, and are compared with none"
 
 
 def build(
@@ -74,6 +83,7 @@ def _device(result: DeviceResult, origins: Mapping[str, Origin], not_built: Sequ
         "labels": dict(device.labels),
         "fingerprint": {**device.fingerprint, "runtimes": {c.runtime: c.version for c in device.capabilities if c.available}},
         "emulated": device.emulated,
+        "caveat": caveat(device),
         "objective": result.group.objective,
         "constraints": dict(result.group.constraints),
         "baseline": None,

@@ -17,7 +17,7 @@ from rich.text import Text
 Report = Mapping[str, Any]
 _SHOWN_CHARACTERS = 300
 _CSV_COLUMNS = """run device class variant runtime threads winner feasible pareto rejected p50_ns p90_ns p99_ns speedup speedup_low
-speedup_high accuracy accuracy_n bytes peak_rss_bytes verdict format options"""
+speedup_high accuracy accuracy_n bytes peak_rss_bytes verdict format options emulated"""
 _COLUMNS = ("", "variant", "runtime", "threads", "p50 ms", "speed-up (95 %)", "accuracy", "size MiB", "memory MiB", "why not")
 
 
@@ -79,6 +79,8 @@ def table(report: Report, width: int | None = None) -> str:
     console = Console(file=io.StringIO(), width=width or 150, force_terminal=False, highlight=False)
     for device in report["devices"]:
         console.print(Text(f"\n{device['name']}: {_verdict_line(device)}", style="bold"))
+        if device.get("caveat"):
+            console.print(Text(f"  {device['caveat']}"))
         grid = Table(box=None, pad_edge=False, header_style="dim")
         for column in _COLUMNS:
             grid.add_column(column, overflow="fold", justify="right" if column[:1].isdigit() or "MiB" in column else "left")
@@ -132,6 +134,7 @@ def as_csv(report: Report) -> str:
             "accuracy": (candidate["accuracy"] or {}).get("value"), "accuracy_n": (candidate["accuracy"] or {}).get("n"),
             "bytes": candidate["artifact"]["bytes"], "peak_rss_bytes": (candidate["memory"] or {}).get("peak_rss_bytes"),
             "verdict": candidate["verdict"], "format": candidate["artifact"]["format"], "options": json.dumps(candidate["options"]),
+            "emulated": device["emulated"],
         })  # fmt: skip
     return stream.getvalue()
 
@@ -151,7 +154,7 @@ def as_junit(report: Report) -> str:
         if device["winner"] is None:
             failed += 1
             ElementTree.SubElement(case, "failure", message=device["reason"])
-        ElementTree.SubElement(case, "system-out").text = _verdict_line(device)
+        ElementTree.SubElement(case, "system-out").text = "\n".join(filter(None, (_verdict_line(device), device.get("caveat"))))
     suite.set("failures", str(failed))
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
@@ -171,7 +174,10 @@ def as_html(report: Report) -> str:
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{_e(report['run'])}</title><style>{_STYLE}</style>"]
     parts.append(f"<h1>{_e(report['run'])}</h1><p>{_e(report['summary'])}</p>")
     for device in report["devices"]:
-        parts.append(f"<h2>{_e(device['name'])}</h2><p>{_e(_verdict_line(device))}</p><table><tr>")
+        parts.append(f"<h2>{_e(device['name'])}</h2><p>{_e(_verdict_line(device))}</p>")
+        if device.get("caveat"):
+            parts.append(f"<p><strong>{_e(device['caveat'])}</strong></p>")
+        parts.append("<table><tr>")
         parts += [f"<th>{_e(c)}</th>" for c in (*_COLUMNS[1:-1], "relative latency", _COLUMNS[-1])]
         parts.append("</tr>")
         parts += [_html_row(device, candidate) for candidate in _order(device)]

@@ -6,13 +6,15 @@ Devices may touch what their open orders and deployments need; users what their 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+import contextlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from functools import partial
 from io import FileIO
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 from google.protobuf.message import Message
@@ -24,10 +26,11 @@ from controller.servicers.errors import Context, authenticated, in_thread, trans
 from controller.servicers.gate import Gate
 from edgefarm import chunks
 from edgefarm.digest import check_digest
-from edgefarm.errors import ProtocolError, QuotaExceeded, StorageError
+from edgefarm.errors import EdgefarmError, ProtocolError, QuotaExceeded, StorageError, Unreachable
 from edgefarm.model import CHUNK_BYTES
 from edgefarm.v1 import artifacts_pb2, artifacts_pb2_grpc
 
+SILENCE_S = 60.0  # in a push
 _BATCH = 2  # chunks per visit to the disk: a thread that takes the interpreter's lock for each would hold up the sender
 
 
@@ -36,7 +39,7 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
 
     def __init__(self, farm: Farm, threads: Executor, gate: Gate) -> None:
         self._farm, self._threads, self._gate = farm, threads, gate
-        self._pushing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._pushing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Offers the service; what `Fetch` sends is encoded already (`edgefarm.chunks`)."""
@@ -98,12 +101,12 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
         """Takes a content from an offset on. A wrong offset is answered with the right one; a broken push keeps what arrived."""
         async with translated(context, self._storage_failed):
             rights = await self._rights(context, "Push")
-            first = await context.read()
+            first = await _next(context)
             if first is grpc.aio.EOF:
                 raise ProtocolError("an empty push")
             _check(first.digest)
             # One push of a digest at a time, and the others wait here rather than in a thread.
-            async with self._pushing[first.digest]:
+            async with self._pushing.setdefault(first.digest, asyncio.Lock()):
                 push = await in_thread(self._threads, _Push, self._farm, rights, first)
                 try:
                     await self._receive(push, first, context)
@@ -112,15 +115,13 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
                     self._threads.submit(push.close)
 
     async def _receive(self, push: _Push, first: Any, context: Context) -> None:
-        batch, message = [], first
+        message = first
         while message is not grpc.aio.EOF and push.wants(first):
-            batch.append(message.data)
-            if len(batch) == _BATCH:
+            push.arrived.append(message.data)
+            if len(push.arrived) == _BATCH:
                 self._gate.caller(context)
-                await in_thread(self._threads, push.write, batch)
-                batch = []
-            message = await context.read()
-        await in_thread(self._threads, push.write, batch)
+                await in_thread(self._threads, push.write)
+            message = await _next(context)
         await in_thread(self._threads, push.finish)
 
 
@@ -147,12 +148,18 @@ class _Rights:
 
 
 class _Push:
-    """One push on its way. The bytes that are still to come are taken of the caller's quota at once, the unused given back."""
+    """One push on its way. The bytes that are still to come are taken of the caller's quota at once, the unused given back.
+
+    Attributes:
+        arrived: chunks that are not written yet.
+    """
 
     def __init__(self, farm: Farm, rights: _Rights, first: Any) -> None:
         self._farm, self._rights, self._total = farm, rights, first.total
         self._held = ExitStack()
         self._reserved = 0
+        self.arrived: list[bytes] = []
+        self._writing = threading.Lock()  # a call that is cancelled ends while one of its threads still writes
         try:
             rights.check_stat()
             self._writer: ArtifactWriter = self._held.enter_context(farm.artifacts.writer(first.digest))
@@ -174,17 +181,20 @@ class _Push:
         """Whether bytes from the offset that was said can be used."""
         return not self._writer.complete and (self._reserved > 0 or first.total == first.offset)
 
-    def write(self, chunks: list[bytes]) -> None:
-        """Appends. Raises QuotaExceeded on more bytes than were announced."""
-        for chunk in chunks:
-            if len(chunk) > self._reserved:
-                raise QuotaExceeded(f"more than the {self._total} bytes that were announced")
-            self._writer.write(chunk)
-            self._reserved -= len(chunk)
-            self._farm.relay.add_transfer("push", len(chunk))
+    def write(self) -> None:
+        """Appends what arrived. Raises QuotaExceeded on more bytes than were announced."""
+        with self._writing:
+            while self.arrived:
+                chunk = self.arrived.pop(0)
+                if len(chunk) > self._reserved:
+                    raise QuotaExceeded(f"more than the {self._total} bytes that were announced")
+                self._writer.write(chunk)
+                self._reserved -= len(chunk)
+                self._farm.relay.add_transfer("push", len(chunk))
 
     def finish(self) -> None:
-        """Verifies and publishes, if all is there. Raises DigestMismatch."""
+        """Verifies and publishes, if all is there. Raises QuotaExceeded, DigestMismatch."""
+        self.write()
         if not self._writer.complete and self._writer.offset == self._total:
             self._writer.commit()
 
@@ -194,7 +204,9 @@ class _Push:
         return artifacts_pb2.StatReply(complete=self._writer.complete, bytes=count)
 
     def close(self) -> None:
-        """Lets others write; what did not come counts no more."""
+        """Keeps what had arrived, lets others write; what did not come counts no more."""
+        with contextlib.suppress(EdgefarmError):
+            self.write()
         self._held.close()
         if self._reserved:
             self._rights.take_quota(-self._reserved)
@@ -202,6 +214,14 @@ class _Push:
 
 def _codec(request: type[Message], reply: type[Message]) -> tuple[Callable[[bytes], Message], Callable[[Message], bytes]]:
     return request.FromString, reply.SerializeToString
+
+
+async def _next(context: Context) -> Any:
+    """What is pushed next. Raises Unreachable if nothing comes: others may wait to push the same."""
+    try:
+        return await asyncio.wait_for(context.read(), SILENCE_S)
+    except asyncio.TimeoutError:
+        raise Unreachable(f"nothing came for {SILENCE_S:g} s: what had arrived is kept, go on from there") from None
 
 
 def _read(stream: FileIO, announced: int) -> list[tuple[int, bytes]]:

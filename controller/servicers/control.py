@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -16,14 +16,16 @@ from controller.roles import Caller, Members
 from controller.servicers.callers import CallerOf
 from controller.servicers.errors import Context, in_thread, translated
 from edgefarm.errors import StorageError, UserError
-from edgefarm.model import Deployment, Order, Progress, Run
+from edgefarm.model import Deployment, DeploymentStatus, Order, Run
 from edgefarm.v1 import control_pb2, control_pb2_grpc
 from edgefarm.wire import decode, encode
 
 T = TypeVar("T")
 _Method = Callable[[Any, Any, Caller], Awaitable[Any]]
+_Admitted = Callable[[], Caller]  # who calls, if it still may; raises Denied
 _LONGEST_WAIT_S = 60.0
-_PART_BYTES = 4 * 2**20  # of a reply in parts: well below the largest message
+_ADMITTED_S = 2.0  # in which a caller who waits is asked for again: one who was shut out meanwhile learns nothing more
+_PART_BYTES = 4 * 2**20  # of an answer in parts: well below the largest message
 
 
 def _unary(method: _Method) -> Callable[[Any, Any, Context], Awaitable[Any]]:
@@ -33,6 +35,22 @@ def _unary(method: _Method) -> Callable[[Any, Any, Context], Awaitable[Any]]:
     async def call(self: ControlServicer, request: Any, context: Context) -> Any:
         async with self._checked(context, method.__name__) as caller:
             return await method(self, request, caller)
+
+    return call
+
+
+def _in_parts(method: Callable[[Any, Any, _Admitted], Awaitable[Sequence[Any]]]) -> Callable[[Any, Any, Context], Awaitable[None]]:
+    """As `_unary`, for a method that returns the messages of an answer; whether the caller still may is asked before each."""
+
+    @functools.wraps(method)
+    async def call(self: ControlServicer, request: Any, context: Context) -> None:
+        def admitted() -> Caller:
+            return self._admitted(context, method.__name__)
+
+        async with self._checked(context, method.__name__):
+            for part in await method(self, request, admitted):
+                admitted()
+                await context.write(part)
 
     return call
 
@@ -58,9 +76,13 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
     @contextlib.asynccontextmanager
     async def _checked(self, context: Context, method: str) -> AsyncIterator[Caller]:
         async with translated(context, self._storage_failed):
-            caller = self._caller_of(context)
-            roles.check(caller, f"Control.{method}")
-            yield caller
+            yield self._admitted(context, method)
+
+    def _admitted(self, context: Context, method: str) -> Caller:
+        """Who calls, if it may. Raises Denied."""
+        caller = self._caller_of(context)
+        roles.check(caller, f"Control.{method}")
+        return caller
 
     def _storage_failed(self, error: StorageError) -> None:
         """Nobody else is told: the caller gets it."""
@@ -68,8 +90,18 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
     async def _do(self, call: Callable[..., T], *arguments: Any) -> T:
         return await in_thread(self._threads, call, *arguments)
 
-    async def _when(self, wait_ns: int, look: Callable[[], T], done: Callable[[T], bool]) -> T:
-        """What `look` sees once it is `done`, or after `wait_ns`. No thread is held meanwhile."""
+    async def _do_to_own(self, caller: Caller, runs: Iterable[str], call: Callable[[], T]) -> T:
+        """Does something to runs that are the caller's; to an admin, all are. Raises Denied."""
+
+        def checked() -> T:
+            if caller.role != roles.ADMIN:
+                self._farm.check_owner(caller.name, runs)
+            return call()
+
+        return await self._do(checked)
+
+    async def _when(self, wait_ns: int, look: Callable[[], T], done: Callable[[T], bool], admitted: Callable[[], object]) -> T:
+        """What `look` sees once it is `done`, or after `wait_ns`. No thread is held meanwhile. Raises what `admitted` does."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         deadline = loop.time() + min(wait_ns / 1e9, _LONGEST_WAIT_S)
 
@@ -81,103 +113,110 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             while True:
                 changed.clear()
                 found = await self._do(look)
-                left = deadline - loop.time()
-                if done(found) or left <= 0:
+                admitted()
+                if done(found) or loop.time() >= deadline:
                     return found
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(changed.wait(), left)
+                while not changed.is_set() and (left := deadline - loop.time()) > 0:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(changed.wait(), min(left, _ADMITTED_S))
+                    admitted()
 
     # Runs and orders
 
     @_unary
     async def OpenRun(self, request: Any, caller: Caller) -> Any:
-        """The campaign's present run; a new one is the caller's."""
-        labels = dict(request.labels)
-        return encode(await self._do(self._farm.open_run, request.campaign, request.spec_digest, request.spec, caller.name, labels))
+        """The campaign's present run, or a new one; another user's only for an admin."""
+        given = (request.campaign, request.spec_digest, request.spec, caller.name, dict(request.labels))
+        return await self._do(lambda: encode(self._farm.open_run(*given, admin=caller.role == roles.ADMIN)))
 
     @_unary
     async def UpdateRun(self, request: Any, caller: Caller) -> Any:
         """Stores how a run stands; whose it is does not change."""
-        await self._do(self._farm.update_run, decode(Run, request))
+        await self._do_to_own(caller, [request.name], lambda: self._farm.update_run(decode(Run, request)))
         return request
 
-    async def Runs(self, request: Any, context: Context) -> None:
+    @_in_parts
+    async def Runs(self, request: Any, admitted: _Admitted) -> Sequence[Any]:
         """Runs, oldest first, one message each."""
-        async with self._checked(context, "Runs"):
-            for run in await self._do(lambda: self._farm.runs(request.campaign, brief=request.brief)):
-                await context.write(encode(run))
+        return await self._do(lambda: [encode(r) for r in self._farm.runs(request.campaign, brief=request.brief)])
 
     @_unary
     async def CancelRun(self, request: Any, caller: Caller) -> Any:
         """Ends a run."""
-        return encode(await self._do(self._farm.cancel_run, request.run))
+        return encode(await self._do_to_own(caller, [request.run], lambda: self._farm.cancel_run(request.run)))
 
     @_unary
     async def Submit(self, request: Any, caller: Caller) -> Any:
         """Queues orders."""
-        await self._do(self._farm.submit, [decode(Order, o) for o in request.orders])
+        runs = {o.run for o in request.orders}
+        await self._do_to_own(caller, runs, lambda: self._farm.submit([decode(Order, o) for o in request.orders]))
         return control_pb2.SubmitReply()
 
     @_unary
     async def CancelOrders(self, request: Any, caller: Caller) -> Any:
         """Cancels orders."""
-        await self._do(self._farm.cancel, request.run, list(request.orders))
+        await self._do_to_own(caller, [request.run], lambda: self._farm.cancel(request.run, list(request.orders)))
         return control_pb2.CancelOrdersReply()
 
     @_unary
     async def Retry(self, request: Any, caller: Caller) -> Any:
         """Queues failed orders again."""
-        await self._do(self._farm.retry, request.run, list(request.orders))
+        await self._do_to_own(caller, [request.run], lambda: self._farm.retry(request.run, list(request.orders)))
         return control_pb2.RetryReply()
 
-    async def Progress(self, request: Any, context: Context) -> None:
-        """What changed in a run's orders, in parts."""
-        async with self._checked(context, "Progress"):
-            found = await self._when(
-                request.wait_ns, lambda: self._farm.news(request.run, request.since), lambda p: p.revision > request.since
-            )
-            for part in await self._do(lambda: list(_parts(found))):
-                await context.write(part)
+    @_in_parts
+    async def Progress(self, request: Any, admitted: _Admitted) -> Sequence[Any]:
+        """What changed in a run's orders."""
+        found = await self._when(
+            request.wait_ns, lambda: self._farm.news(request.run, request.since), lambda p: p.revision > request.since, admitted
+        )
+        return await self._do(lambda: _parts(control_pb2.ProgressReply, "orders", found.orders, revision=found.revision))
+
+    @_in_parts
+    async def Waits(self, request: Any, admitted: _Admitted) -> Sequence[Any]:
+        """What orders wait for."""
+        return await self._do(lambda: _parts(control_pb2.WaitsReply, "waits", self._farm.waits(request.run)))
 
     # Devices and deployments
 
-    @_unary
-    async def Devices(self, request: Any, caller: Caller) -> Any:
+    @_in_parts
+    async def Devices(self, request: Any, admitted: _Admitted) -> Sequence[Any]:
         """All devices."""
-        return control_pb2.DevicesReply(devices=[encode(d) for d in await self._do(self._farm.devices)])
+        return await self._do(lambda: _parts(control_pb2.DevicesReply, "devices", self._farm.devices()))
 
-    @_unary
-    async def Deploy(self, request: Any, caller: Caller) -> Any:
+    @_in_parts
+    async def Deploy(self, request: Any, admitted: _Admitted) -> Sequence[Any]:
         """Says what devices are to run."""
-        wanted = [decode(Deployment, d) for d in request.deployments]
-        return _deployments(await self._do(self._farm.deploy, wanted, request.retry))
+        return await self._do(lambda: _deployments(self._farm.deploy([decode(Deployment, d) for d in request.deployments], request.retry)))
 
-    @_unary
-    async def RollBack(self, request: Any, caller: Caller) -> Any:
+    @_in_parts
+    async def RollBack(self, request: Any, admitted: _Admitted) -> Sequence[Any]:
         """Orders what ran before."""
-        return _deployments(await self._do(self._farm.roll_back, request.model, list(request.devices)))
+        return await self._do(lambda: _deployments(self._farm.roll_back(request.model, list(request.devices))))
 
-    @_unary
-    async def Deployments(self, request: Any, caller: Caller) -> Any:
+    @_in_parts
+    async def Deployments(self, request: Any, admitted: _Admitted) -> Sequence[Any]:
         """The newest of every device and model."""
-        return _deployments(await self._do(self._farm.deployments, request.model))
+        return await self._do(lambda: _deployments(self._farm.deployments(request.model)))
 
-    @_unary
-    async def WaitForDeployments(self, request: Any, caller: Caller) -> Any:
+    @_in_parts
+    async def WaitForDeployments(self, request: Any, admitted: _Admitted) -> Sequence[Any]:
         """Statuses, once all have ended."""
         found = await self._when(
             request.wait_ns,
             lambda: self._farm.wait_for_deployments(list(request.ids), 0.0),
             lambda statuses: all(s.state not in UNDERWAY for s in statuses),
+            admitted,
         )
-        return _deployments(found)
+        return await self._do(lambda: _deployments(found))
 
     # Holds
 
     @_unary
     async def Drive(self, request: Any, caller: Caller) -> Any:
         """Holds a campaign for a driver."""
-        await self._do(self._farm.drive, request.campaign, _driver(caller, request.driver))
+        user = None if caller.role == roles.ADMIN else caller.name
+        await self._do(self._farm.drive, request.campaign, _driver(caller, request.driver), user)
         return control_pb2.DriveReply()
 
     @_unary
@@ -239,13 +278,24 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         await self._do(self._members.revoke, request.device)
         return control_pb2.RevokeDeviceReply()
 
+    @_unary
+    async def Users(self, request: Any, caller: Caller) -> Any:
+        """All users."""
+        return control_pb2.UsersReply(users=[encode(u) for u in await self._do(self._members.users)])
+
+    @_unary
+    async def RevokeUser(self, request: Any, caller: Caller) -> Any:
+        """Shuts a user out."""
+        await self._do(self._members.revoke_user, request.user)
+        return control_pb2.RevokeUserReply()
+
 
 def _driver(caller: Caller, driver: str) -> str:
     return f"{caller.name} on {driver}"
 
 
-def _deployments(statuses: Any) -> control_pb2.DeploymentsReply:
-    return control_pb2.DeploymentsReply(deployments=[encode(s) for s in statuses])
+def _deployments(statuses: Sequence[DeploymentStatus]) -> list[Any]:
+    return _parts(control_pb2.DeploymentsReply, "deployments", statuses)
 
 
 def _holds(holds: Any) -> control_pb2.HoldsReply:
@@ -256,15 +306,15 @@ def _token(token: str) -> control_pb2.TokenReply:
     return control_pb2.TokenReply(token=token)
 
 
-def _parts(progress: Progress) -> Iterator[control_pb2.ProgressReply]:
-    """At least one part, so that the revision is told."""
-    part = control_pb2.ProgressReply(revision=progress.revision)
-    count = 0
-    for status in progress.orders:
-        message = encode(status)
-        if count and count + message.ByteSize() > _PART_BYTES:
-            yield part
-            part, count = control_pb2.ProgressReply(revision=progress.revision), 0
-        part.orders.append(message)
-        count += message.ByteSize()
-    yield part
+def _parts(reply: Any, field: str, values: Iterable[Any], **common: Any) -> list[Any]:
+    """Messages with all of `values`; at least one, so that what is `common` is told."""
+    parts, count = [reply(**common)], 0
+    for value in values:
+        message = encode(value)
+        size = message.ByteSize()
+        if count and count + size > _PART_BYTES:
+            parts.append(reply(**common))
+            count = 0
+        getattr(parts[-1], field).append(message)
+        count += size
+    return parts

@@ -43,8 +43,9 @@ class EnrolmentServicer:
 
     async def Enroll(self, request: Any, context: Context) -> Any:
         """A certificate for a token and a key."""
-        async with translated(context, _storage_failed), _noted(context, request.name or "a user"):
-            made = await in_thread(self._threads, self._registry.enroll, request.token, request.name, request.csr_pem.encode())
+        async with translated(context, _storage_failed), _noted(context, request.name[:63] or "a user"):
+            wanted = (request.token, request.name, request.csr_pem.encode(), request.kind)
+            made = await in_thread(self._threads, self._registry.enroll, *wanted)
             pem = made.certificate_pem.decode()
             return fleet_pb2.EnrollReply(kind=made.kind, name=made.name, certificate_pem=pem, main_address=self._main_address)
 

@@ -15,6 +15,7 @@ from controller.sessions import Peer
 from edgefarm.errors import GRPC_STATUS, Denied, EdgefarmError, StorageError
 
 _LOG = logging.getLogger(__name__)
+_MESSAGE_BYTES = 2000  # of an error: it travels in a header, where each may become three; longer headers end a call as "too large"
 T = TypeVar("T")
 Context = Any  # grpc.aio.ServicerContext
 
@@ -22,8 +23,13 @@ Context = Any  # grpc.aio.ServicerContext
 async def abort(context: Context, error: EdgefarmError) -> NoReturn:
     """Ends a call with the status that `error` stands for; its code travels as trailing metadata."""
     status = grpc.StatusCode[GRPC_STATUS.get(error.code, "UNKNOWN")]
-    await context.abort(status, str(error), trailing_metadata=(("edgefarm-code", error.code),))
+    await context.abort(status, _shortened(str(error)), trailing_metadata=(("edgefarm-code", error.code),))
     raise AssertionError("abort returned")
+
+
+def _shortened(message: str) -> str:
+    written = message.encode()
+    return message if len(written) <= _MESSAGE_BYTES else written[:_MESSAGE_BYTES].decode(errors="ignore") + " …"
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +70,7 @@ async def authenticated(context: Context, devices: Devices) -> Peer | None:
     try:
         return devices.device(context)
     except Denied as error:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error), trailing_metadata=(("edgefarm-code", error.code),))
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, _shortened(str(error)), trailing_metadata=(("edgefarm-code", error.code),))
     raise AssertionError("abort returned")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.store.base import Changes, Counts, OrderChange, QueueEntry, Store, StoredDeployment, StoredOrder
+from controller.store.base import Changes, Counts, OrderChange, QueueEntry, Share, Store, StoredDeployment, StoredOrder
 from controller.store.identities import Identities, Member, Token
 from controller.store.sql import SqlStore
 
@@ -13,6 +13,7 @@ __all__ = [
     "Member",
     "OrderChange",
     "QueueEntry",
+    "Share",
     "SqlStore",
     "Store",
     "StoredDeployment",

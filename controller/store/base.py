@@ -61,6 +61,16 @@ class Changes:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How long orders of an owner occupied a host while others wanted it too; `wanting`: has orders for it."""
+
+    host: str
+    owner: str
+    used_ms: int
+    wanting: bool
+
+
+@dataclass(frozen=True)
 class Counts:
     """Orders, and the newest deployment of each (device, model), by state; names of runs, oldest first."""
 
@@ -94,7 +104,7 @@ class Store(Identities, Protocol):
         ...
 
     def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str], now_unix_ms: int) -> Run:
-        """The campaign's newest run if its spec is the same, else a new one."""
+        """The campaign's newest run if its spec is the same, else a new one; `owner` has the first one and all that follow."""
         ...
 
     def update_run(self, run: Run) -> None:
@@ -119,6 +129,14 @@ class Store(Identities, Protocol):
 
     def holds(self) -> list[Hold]:
         """All holds, by kind and name, also those whose time is over."""
+        ...
+
+    def save_shares(self, host: str, shares: Sequence[Share]) -> None:
+        """Replaces the shares of one host."""
+        ...
+
+    def shares(self) -> list[Share]:
+        """All shares, by host and owner."""
         ...
 
     def save_device(self, device: Device, last_seen_unix_ms: int) -> None:

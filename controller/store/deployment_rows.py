@@ -15,6 +15,7 @@ from edgefarm.model import Deployment, DeploymentState, DeploymentStatus
 from edgefarm.wire import from_bytes, to_bytes
 
 UNDERWAY = (DeploymentState.ORDERED, DeploymentState.STAGED)
+_MOST_ADOPTED = 256  # of one device: what it tells of itself must not fill the database
 
 
 def add(connection: Connection, deployment: Deployment, status: DeploymentStatus, undoes: str) -> None:
@@ -37,7 +38,9 @@ def save_status(connection: Connection, status: DeploymentStatus) -> None:
     known = connection.execute(select(deployments.c.undoes).where(deployments.c.id == status.id)).first()
     if known is None:
         taken = _of(status.device, status.model) & (deployments.c.generation == status.generation)
-        if connection.execute(select(deployments.c.id).where(taken)).first() is None:
+        adopted = (deployments.c.device == status.device) & deployments.c.payload.is_(None)
+        room = connection.execute(select(func.count()).select_from(deployments).where(adopted)).scalar_one() < _MOST_ADOPTED
+        if room and connection.execute(select(deployments.c.id).where(taken)).first() is None:
             connection.execute(insert(deployments).values(_row(status) | {"candidate_key": "", "undoes": "", "payload": None}))
         return
     if status.state is DeploymentState.COMMITTED:

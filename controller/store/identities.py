@@ -36,7 +36,7 @@ class Member:
 
     Attributes:
         kind: device or user.
-        key: SHA-256 of its public key, in hex; empty: none is registered.
+        keys: SHA-256 of its public keys, in hex, newest last: one of a device, one of each machine where a user has logged in.
         token: hash of the token's secret with which it joined.
         standing: `good`, `revoked` or `quarantined`, with the reason.
         machines: those that its device's key was shown by, newest last.
@@ -45,7 +45,7 @@ class Member:
     kind: str
     name: str
     role: str = ""
-    key: str = ""
+    keys: tuple[str, ...] = ()
     token: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     standing: str = "good"

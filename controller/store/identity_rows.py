@@ -42,8 +42,14 @@ def save_member(connection: Connection, member: Member, uses_token: str) -> None
 def all_members(connection: Connection) -> list[Member]:
     """All members, by kind and name."""
     rows = connection.execute(select(members).order_by(members.c.kind, members.c.name))
-    return [Member(**{**r._mapping, "labels": json.loads(r.labels), "machines": tuple(json.loads(r.machines))}) for r in rows]
+    return [_member(dict(r._mapping)) for r in rows]
+
+
+def _member(row: dict[str, Any]) -> Member:
+    keys = tuple(row.pop("key").split())
+    return Member(**row | {"keys": keys, "labels": json.loads(row["labels"]), "machines": tuple(json.loads(row["machines"]))})
 
 
 def _row(member: Member) -> dict[str, Any]:
-    return asdict(member) | {"labels": json.dumps(dict(member.labels)), "machines": json.dumps(member.machines)}
+    row = asdict(member)
+    return row | {"key": " ".join(row.pop("keys")), "labels": json.dumps(dict(member.labels)), "machines": json.dumps(member.machines)}

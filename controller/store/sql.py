@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from controller.store import counts, deployment_rows, identity_rows, order_rows
-from controller.store.base import Changes, Counts, QueueEntry, StoredDeployment, StoredOrder
+from controller.store import counts, deployment_rows, identity_rows, order_rows, tables
+from controller.store.base import Changes, Counts, QueueEntry, Share, StoredDeployment, StoredOrder
 from controller.store.engine import connect, transaction, upgrade
 from controller.store.identities import Member, Token
 from controller.store.tables import devices, holds, runs
@@ -65,7 +65,7 @@ class SqlStore:
             yield connection
 
     def open_run(self, campaign: str, spec_digest: str, spec: str, owner: str, labels: Mapping[str, str], now_unix_ms: int) -> Run:
-        """The campaign's newest run if its spec is the same (it takes on the labels) and nobody cancelled it, else a new one."""
+        """The campaign's newest run if its spec is the same (it gets the labels) and not cancelled, else a new one of its owner."""
         with self._write() as connection:
             query = select(runs.c.payload).where(runs.c.campaign == campaign).order_by(runs.c.number.desc()).limit(1)
             payload = connection.execute(query).scalar()
@@ -76,7 +76,8 @@ class SqlStore:
                     connection.execute(update(runs).where(runs.c.name == newest.name).values(payload=to_bytes(newest)))
                 return newest
             number = newest.number + 1 if newest else 1
-            run = Run(f"{campaign}@{number}", campaign, number, spec_digest, spec, "open", owner, dict(labels), now_unix_ms)
+            whose = newest.owner if newest else owner
+            run = Run(f"{campaign}@{number}", campaign, number, spec_digest, spec, "open", whose, dict(labels), now_unix_ms)
             row = {"name": run.name, "campaign": campaign, "number": number, "spec_digest": spec_digest}
             connection.execute(insert(runs).values(row | {"revision": 0, "payload": to_bytes(run)}))
             return run
@@ -88,7 +89,8 @@ class SqlStore:
             if row is None:
                 raise NotFound(f"no run {run.name!r}")
             known = from_bytes(Run, row)
-            fixed = replace(run, campaign=known.campaign, number=known.number, spec_digest=known.spec_digest)
+            kept = {"campaign": known.campaign, "number": known.number, "spec_digest": known.spec_digest, "owner": known.owner}
+            fixed = replace(run, **kept)  # type: ignore[arg-type]
             connection.execute(update(runs).where(runs.c.name == run.name).values(payload=to_bytes(fixed)))
 
     def runs(self, campaign: str = "") -> list[Run]:
@@ -122,6 +124,19 @@ class SqlStore:
         with self._read() as connection:
             rows = connection.execute(select(holds).order_by(holds.c.kind, holds.c.name))
             return [Hold(HoldKind(r.kind), r.name, r.holder, r.expires_unix_ms) for r in rows]
+
+    def save_shares(self, host: str, shares: Sequence[Share]) -> None:
+        """Replaces the shares of one host."""
+        with self._write() as connection:
+            connection.execute(delete(tables.shares).where(tables.shares.c.host == host))
+            if shares:
+                connection.execute(insert(tables.shares), [asdict(s) for s in shares])
+
+    def shares(self) -> list[Share]:
+        """All shares, by host and owner."""
+        with self._read() as connection:
+            rows = connection.execute(select(tables.shares).order_by(tables.shares.c.host, tables.shares.c.owner))
+            return [Share(**r._mapping) for r in rows]
 
     def add_token(self, token: Token, now_unix_ms: int) -> None:
         """Keeps a token; forgets those that are over, and an older one for the same name."""

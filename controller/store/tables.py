@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0003"  # the newest migration's id
+HEAD = "0004"  # the newest migration's id
 
 metadata = MetaData(
     naming_convention={
@@ -113,7 +113,7 @@ members = Table(
     Column("kind", String, primary_key=True),  # device or user
     Column("name", String, primary_key=True),
     Column("role", String, nullable=False),
-    Column("key", String, nullable=False),  # SHA-256 of the public key
+    Column("key", String, nullable=False),  # SHA-256 of the public keys, with spaces between them
     Column("token", String, nullable=False),
     Column("labels", String, nullable=False),  # JSON
     Column("standing", String, nullable=False),
@@ -129,6 +129,15 @@ holds = Table(
     Column("name", String, primary_key=True),  # of a device or a campaign
     Column("holder", String, nullable=False),
     Column("expires_unix_ms", BigInteger, nullable=False),  # 0: never
+)
+
+shares = Table(
+    "shares",
+    metadata,
+    Column("host", String, primary_key=True),
+    Column("owner", String, primary_key=True),
+    Column("used_ms", BigInteger, nullable=False),
+    Column("wanting", Boolean, nullable=False),  # had orders for the host when this was written
 )
 
 Index("ix_runs_campaign", runs.c.campaign)

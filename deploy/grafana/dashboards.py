@@ -16,6 +16,7 @@ from typing import Any
 SOURCE = {"type": "prometheus", "uid": "edgefarm"}
 HEIGHT, WIDTH = 8, 24
 D = 'device=~"$device"'
+EMULATED = "(edgefarm_device_emulated == 1)"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ DEVICE = Dashboard(
             Panel("Agent", [(f"edgefarm_build_info{{{D}}}", "{{device}} {{version}}")], kind="stat"),
             Panel("Disk free", [(f"edgefarm_disk_free_bytes{{{D}}}", "{{device}}")], "bytes", "stat"),
             Panel("Battery", [(f"edgefarm_battery_charge_ratio{{{D}}}", "{{device}} {{battery}}")], "percentunit", "stat"),
+            Panel("Emulated", [(f"edgefarm_device_emulated{{{D}}}", "{{device}}")], kind="stat", red_from=1),
         ],
         [
             Panel("What runs", [(f"edgefarm_deployment_info{{{D}}}", "")], kind="table", value=False),
@@ -122,9 +124,12 @@ DEVICE = Dashboard(
             ),
             Panel(
                 "Latency in trials",
-                [(f"edgefarm_trial_latency_seconds{{{D}}}", "{{device}} {{model}} {{stat}}")],
+                [
+                    (f"edgefarm_trial_latency_seconds{{{D}}} unless on (device) {EMULATED}", "{{device}} {{model}} {{stat}}"),
+                    (f"edgefarm_trial_latency_seconds{{{D}}} and on (device) {EMULATED}", "{{device}} (emulated) {{model}} {{stat}}"),
+                ],
                 "s",
-                text="Of the contender measured last, which need not be the one that runs.",
+                text="Of the contender measured last, which need not be the one that runs. Under emulation it is no device's latency.",
             ),
             Panel("Memory in trials", [(f"edgefarm_trial_memory_bytes{{{D}}}", "{{device}} {{model}}")], "bytes"),
         ],

@@ -10,7 +10,7 @@ import difflib
 import importlib
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -71,11 +71,19 @@ class Changed:
 
 @dataclass(frozen=True)
 class Context:
-    """Where a pass may keep temporary files, the seed of anything random, and the samples that its output will be checked with."""
+    """What a pass has besides its input.
+
+    Attributes:
+        work_dir: for temporary files.
+        seed: of anything random.
+        probe: the samples that its output will be checked with.
+        given: the user's other files, main file by digest.
+    """
 
     work_dir: Path
     seed: int = 0
     probe: Dataset | None = None
+    given: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Pass(Protocol):

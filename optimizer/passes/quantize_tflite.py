@@ -30,6 +30,8 @@ class TfliteParameters(PassParameters):
         activation_bits: of `static`; 16 keeps more accuracy, and most kernels for it are slow.
         weight_bits: 4 only where activations stay in float32.
         algorithm: of the weights' ranges: their extremes, or the clipping that loses least (OCTAV, arXiv:2206.06501).
+        calibration: of the activations' ranges under `static`: their extremes over all samples, or a moving average of each sample's
+            extremes, which leaves out what is rare.
         op_types: operators to quantise, joined by commas (`CONV_2D,FULLY_CONNECTED`); empty = all that can be.
         samples: at most so many calibration samples are run, evenly spread over the set.
     """
@@ -39,6 +41,7 @@ class TfliteParameters(PassParameters):
     weight_bits: Literal[4, 8] = 8
     per_channel: bool = True
     algorithm: Literal["minmax", "octav"] = "minmax"
+    calibration: Literal["minmax", "average"] = "minmax"
     op_types: str = ""
     samples: Annotated[int, Field(ge=1)] = 256
 
@@ -60,7 +63,7 @@ class QuantizeTflite:
     """AI Edge Quantizer, https://github.com/google-ai-edge/ai-edge-quantizer."""
 
     name: ClassVar[str] = "quantize_tflite"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     formats: ClassVar[tuple[str, ...]] = ("tflite",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "quantizer"
@@ -88,8 +91,9 @@ class QuantizeTflite:
         if parameters.needs_calibration:
             if calibration is None:
                 raise PassFailure(FailureKind.UNSUPPORTED_OP, "static quantisation needs calibration samples (data.calibration)")
-            ranges = quantizer.calibrate({prepared.signature: _samples(calibration, prepared, parameters.samples)}, num_threads=1)
-        quantizer.quantize(ranges).export_model(str(out_dir / MAIN))
+            ranges = _ranges(quantizer, prepared, _samples(calibration, prepared, parameters.samples), parameters.calibration)
+        quantizer.quantize(ranges).export_model(str(context.work_dir / MAIN))
+        tflite_files.settle(context.work_dir / MAIN, out_dir / MAIN)
         after = inspect_model(out_dir / MAIN)
         return Changed(_summary(before, after, prepared.folded), by_order(before, after))
 
@@ -127,6 +131,19 @@ def _leave_ends(quantizer: Any) -> None:
 
     for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
         quantizer.update_quantization_recipe(".*", end, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE)
+
+
+def _ranges(quantizer: Any, prepared: Prepared, samples: list[dict[str, Any]], calibration: str) -> Any:
+    """Statistics of the activations that the quantiser's recipe asks for; its own `calibrate` knows the moving average only."""
+    from ai_edge_quantizer import calibrator, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    update = {"minmax": qsv_utils.min_max_update, "average": qsv_utils.moving_average_update}[calibration]
+    wanted = recipe_manager.RecipeManager()
+    wanted.load_quantization_recipe(quantizer.get_quantization_recipe())
+    measuring = calibrator.Calibrator(str(prepared.path), num_threads=1, qsv_update_func=update)
+    measuring.calibrate({prepared.signature: samples}, wanted)
+    return measuring.get_model_qsvs()
 
 
 def _samples(calibration: Dataset, prepared: Prepared, limit: int) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ class ToOpenVino:
     """ONNX or TFLite -> OpenVINO."""
 
     name: ClassVar[str] = "to_openvino"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     formats: ClassVar[tuple[str, ...]] = ("onnx", "tflite")
     writes: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
@@ -36,14 +36,22 @@ class ToOpenVino:
 
     def run(self, source: Path, out_dir: Path, parameters: OpenVinoParameters, calibration: Dataset | None, context: Context) -> Changed:
         """Reads with the library's own front end and writes both files; tensors that it renames are mapped by their order."""
-        from optimizer.engines import import_openvino
+        from optimizer.engines import import_openvino, is_unsupported
         from optimizer.io_maps import by_order
         from optimizer.source import inspect_model
 
-        library = import_openvino()
-        model = library.Core().read_model(str(source))
+        library, before, readable = import_openvino(), inspect_model(source), source
+        if before.format == "tflite":
+            from optimizer.tflite_files import settle
+
+            readable = settle(source, context.work_dir / source.name)
+        try:
+            model = library.Core().read_model(str(readable))
+        except RuntimeError as error:
+            kind = FailureKind.UNSUPPORTED_OP if is_unsupported(error) else FailureKind.LOAD
+            raise PassFailure(kind, f"OpenVINO does not read it: {str(error).strip()[:500]}") from error
         library.save_model(model, str(out_dir / MAIN), compress_to_fp16=parameters.compress_to_fp16)
-        before, after = inspect_model(source), inspect_model(out_dir / MAIN)
+        after = inspect_model(out_dir / MAIN)
         halves = after.weight_dtypes.get("float16", 0)
         if parameters.compress_to_fp16 and not halves:
             raise PassFailure(FailureKind.UNCHANGED, "no weight was stored in half precision")

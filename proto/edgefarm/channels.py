@@ -20,6 +20,17 @@ _BY_STATUS: dict[grpc.StatusCode, type[errors.EdgefarmError]] = {
 }
 # The controller is known by this name, which only its authority gives out, and not by where it is reached.
 TLS_OPTIONS: tuple[tuple[str, Any], ...] = (("grpc.ssl_target_name_override", SERVER_NAME),)
+# Of channels that are kept: tried again soon, but each try has time for the round trips that TCP, TLS and HTTP/2 need over a long way, and
+# for packets that are sent again after 1 and 3 s. (gRPC bounds a try by the least backoff.) A peer that acknowledges nothing is gone after
+# 20 s; one behind something that acknowledges in its place, as a tunnel does, when a ping got no answer: after a minute.
+KEPT_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 30_000),
+)
 
 
 def open_channel(address: str, identity: Identity | None = None, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:

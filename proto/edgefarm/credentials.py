@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from edgefarm.digest import atomic_write
@@ -43,7 +43,8 @@ def parse_token(text: str) -> JoinToken:
     """Raises UserError unless it has a token's form."""
     found = re.fullmatch(rf"{_VERSION}\.([\w-]+)\.([0-9a-f]{{32}})", text.strip())
     if found is None:
-        raise UserError(f"this is no join token: one begins with {_VERSION!r} and has three parts; 'controller token create' makes one")
+        makers = "'controller token create' makes one for devices, 'controller user add' one for a user"
+        raise UserError(f"this is no join token: one begins with {_VERSION!r} and has three parts; {makers}")
     return JoinToken(found[1], found[2])
 
 
@@ -110,12 +111,14 @@ class Identity:
 def load_identity(folder: Path) -> Identity | None:
     """What `save_identity` left; None if there is nothing. Raises StorageError; UserError if somebody damaged it."""
     try:
-        return Identity(key_pem=(folder / _KEY).read_text(), **json.loads((folder / _REST).read_text()))
+        known = {f.name for f in fields(Identity)}
+        rest = {k: v for k, v in json.loads((folder / _REST).read_text()).items() if k in known}  # a newer version may have kept more
+        return Identity(key_pem=(folder / _KEY).read_text(), **rest)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}: the identity must be readable by the user that runs this") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: not an identity ({error}): remove the folder and enroll anew") from error
 
 
@@ -123,6 +126,15 @@ def save_identity(folder: Path, identity: Identity) -> None:
     """Keeps an identity; a power cut leaves the old one or this one. Raises StorageError."""
     rest = {k: v for k, v in asdict(identity).items() if k != "key_pem"}
     _write(folder / _REST, json.dumps(rest, indent=1) + "\n")
+
+
+def forget_identity(folder: Path) -> None:
+    """Removes an identity and its key, for a new one. Raises StorageError."""
+    for name in (_REST, _KEY):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder / name}: {error.strerror}: the folder must be writable") from error
 
 
 def load_key(folder: Path) -> str:

@@ -25,6 +25,7 @@ from edgefarm.credentials import (
     Identity,
     JoinToken,
     fingerprint_of,
+    forget_identity,
     load_identity,
     load_key,
     parse_address,
@@ -33,7 +34,7 @@ from edgefarm.credentials import (
     save_identity,
     save_key,
 )
-from edgefarm.errors import PeerError, ProtocolError, Unreachable, UserError
+from edgefarm.errors import Denied, PeerError, ProtocolError, Unreachable, UserError
 from edgefarm.v1 import fleet_pb2, fleet_pb2_grpc
 
 _CONNECT_S, _ANSWER_S = 10.0, 30.0
@@ -48,41 +49,64 @@ class Renewed:
     unix_ms: int
 
 
-def enroll(controller: str, token: str, name: str, folder: Path) -> Identity:
-    """Joins a controller; the identity is kept in `folder`. Doing it again changes nothing.
+def enroll(controller: str, token: str, name: str, folder: Path, kind: str = "") -> Identity:
+    """Joins a controller; the identity is kept in `folder`.
+
+    Where there is one already it is renewed, and the token is not used. One that the controller refuses for good makes place for a
+    new one, with a new key.
 
     Args:
         controller: HOST:PORT of its join port.
         name: wished for; empty: the token's.
+        kind: device or user, so that a token for the other one is not used up; empty: whatever it is for.
 
     Raises:
-        UserError: the token or the name is refused, is another controller's, or `folder` holds another identity.
+        UserError: the token, the kind or the name is refused, is another controller's, or `folder` holds another identity.
         Unreachable: nobody answers there.
         StorageError: the folder can't be written.
     """
     wanted = parse_token(token)
     host, port = parse_address(controller)
     address = f"{host}:{port}"
-    known = load_identity(folder)
-    if known is not None:
-        if known.controller == address and name in ("", known.name):
-            return known
-        raise UserError(f"{folder}: is {known.kind} {known.name!r} at {known.controller} already: remove the folder to enroll anew")
+    if (known := _known(folder, address, name, wanted)) is not None:
+        return known
     authority_pem = _authority(host, port, wanted)
     key = _key(folder)
-    request = fleet_pb2.EnrollRequest(token=token.strip(), name=name, csr_pem=_request(key, name))
+    request = fleet_pb2.EnrollRequest(token=token.strip(), name=name, csr_pem=_request(key, name), kind=kind)
     with _join_port(address, authority_pem) as channel:
         try:
             reply = fleet_pb2_grpc.FleetStub(channel).Enroll(request, timeout=_ANSWER_S)  # type: ignore[no-untyped-call]
         except grpc.RpcError as status:
             error = as_error(status)
-            raise (UserError if isinstance(error, PeerError) else type(error))(f"controller {address}: {error}") from status
+            hint = ": is this its join port? The next one serves those who have joined" if type(error) is Unreachable else ""
+            raise (UserError if isinstance(error, PeerError) else type(error))(f"controller {address}: {error}{hint}") from status
+    if kind not in ("", reply.kind):  # an older controller does not look at the kind
+        raise UserError(f"controller {address}: this token was for a {reply.kind}, not for a {kind}, and is used up: ask for another")
     begin, end = _life(reply.certificate_pem)
     identity = Identity(
         reply.kind, reply.name, address, _main(reply.main_address, host), load_key(folder), reply.certificate_pem, authority_pem, begin, end
     )
     save_identity(folder, identity)
     return identity
+
+
+def _known(folder: Path, address: str, name: str, token: JoinToken) -> Identity | None:
+    """The identity in the folder, renewed; None if there is none, or the controller refuses it for good. Raises UserError for another."""
+    known = load_identity(folder)
+    if known is None:
+        return None
+    if known.controller != address or name not in ("", known.name):
+        raise UserError(f"{folder}: is {known.kind} {known.name!r} at {known.controller} already: remove the folder to enroll anew")
+    if fingerprint_of(ssl.PEM_cert_to_DER_cert(known.authority_pem)) != token.fingerprint:
+        raise UserError(
+            f"{folder}: is {known.kind} {known.name!r} of another authority than this token's: if the controller at {address} was set up "
+            "anew, remove the folder to enroll anew"
+        )
+    try:
+        return renew(folder).identity
+    except Denied:
+        forget_identity(folder)
+        return None
 
 
 def renew(folder: Path) -> Renewed:

@@ -4,7 +4,8 @@
     ├── UserError                     2  the user's file, option or model is wrong
     │   ├── FleetFileError               … with file, line and field
     │   ├── NotAvailable                 … promised by the interface, not in this version
-    │   └── Busy                         … another driver, a port in use
+    │   ├── Busy                         … another driver, a port in use
+    │   └── NeedsUpgrade                 … this program, or the one it speaks to, is too old for the other
     ├── NoFeasible                    3  no feasible variant on at least one device
     ├── DeviceLost                    4  a device could not be reached or was lost
     ├── RolledBack                    5  a rollout was rolled back
@@ -65,6 +66,12 @@ class Busy(UserError):
     """Something that only one process may hold is held: a driver's lock, a port."""
 
     code = "busy"
+
+
+class NeedsUpgrade(UserError):
+    """This program, or the one it speaks to, is too old for the other; the message names both versions."""
+
+    code = "needs-upgrade"
 
 
 class NoFeasible(EdgefarmError):
@@ -177,8 +184,7 @@ _BY_CODE: dict[str, type[EdgefarmError]] = {}
 
 
 def _register(root: type[EdgefarmError]) -> None:
-    if root is not FleetFileError:  # rebuilt as its parent: place and field are already in the message
-        _BY_CODE[root.code] = root
+    _BY_CODE[root.code] = UserError if root is FleetFileError else root  # place and field are in its message already
     for child in root.__subclasses__():
         _register(child)
 

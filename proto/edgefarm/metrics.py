@@ -37,6 +37,7 @@ class Metric:
 DEVICE_METRICS: Mapping[str, Metric] = {
     "edgefarm_device_up": Metric("1 while the agent runs, 0 once it is lost."),
     "edgefarm_build_info": Metric("Version of the agent, always 1.", ("version",)),
+    "edgefarm_device_emulated": Metric("1 if the device's processor is emulated: its latencies are no real device's. Else 0."),
     "edgefarm_agent_memory_bytes": Metric("Resident memory of the agent, without its runner."),
     "edgefarm_disk_free_bytes": Metric("Free bytes where the agent keeps its state."),
     "edgefarm_disk_size_bytes": Metric("Size of the disk where the agent keeps its state."),

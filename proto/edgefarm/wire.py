@@ -1,7 +1,8 @@
 """The only place where `edgefarm.model` meets protobuf: a converter per dataclass, derived once from its fields.
 
 Field names are equal on both sides. Mapping of types: tuple -> repeated, Mapping -> map, `X | None` -> presence,
-enum -> enum (by name; a number from a newer peer becomes UNSPECIFIED), a union of dataclasses -> oneof.
+enum -> enum (by name; a number from a newer peer becomes UNSPECIFIED), a union of dataclasses -> oneof. Fields that only a newer peer
+knows are ignored.
 """
 
 from __future__ import annotations
@@ -73,7 +74,13 @@ def encode_agent(body: model.AgentBody) -> fleet_pb2.AgentMessage:
 
 
 def decode_agent(message: fleet_pb2.AgentMessage) -> model.AgentBody | None:
-    """What an agent said; None for a kind that only a newer protocol knows."""
+    """What an agent said; None for a kind that only a newer protocol knows.
+
+    A result of a kind that only a newer one knows is a failure that says so: somebody waits for it.
+    """
+    if message.WhichOneof("body") == "attempt" and message.attempt.WhichOneof("outcome") is None:
+        unknown = model.Failure(model.FailureKind.UNSPECIFIED, "its agent gave a result of a kind that only a newer version knows")
+        message.attempt.failure.CopyFrom(encode(unknown))
     return _open(message, _AGENT_BODY)  # type: ignore[no-any-return]
 
 
@@ -213,9 +220,16 @@ def _map(name: str, hint: Any) -> tuple[_Writer, _Reader]:
 
     def read(message: Any, values: dict[str, Any]) -> None:
         items = getattr(message, name)
-        values[name] = {k: getattr(items[k], items[k].WhichOneof("kind") or "text") if options else items[k] for k in sorted(items)}
+        values[name] = {k: _option(k, items[k]) if options else items[k] for k in sorted(items)}
 
     return write, read
+
+
+def _option(key: str, value: Any) -> model.Scalar:
+    """Without it something else would be measured than what was meant, so a kind that only a newer version knows is refused."""
+    if (kind := value.WhichOneof("kind")) is None:
+        raise ProtocolError(f"option {key!r}: no value that this version knows")
+    return getattr(value, kind)  # type: ignore[no-any-return]
 
 
 def _option_kind(item: model.Scalar) -> str:

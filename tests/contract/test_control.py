@@ -208,6 +208,21 @@ def test_a_device_that_its_user_paused_gets_nothing_until_resumed(control: Contr
     assert ids(device.say(Heartbeat())) == ["o1"]
 
 
+def test_what_a_paused_device_gives_back_goes_to_others_and_it_is_not_draining(control: Control, farm: Farm) -> None:
+    one, two = FakeDevice(farm, a_device("a", "h1")), FakeDevice(farm, a_device("b", "h2"))
+    one.attach()
+    control.submit([an_order("o1", device="", device_class=one.device.device_class)])
+    two.attach()
+    assert one.session is not None
+    assert two.session is not None
+    assert (ids(one.session.take()), two.session.take()) == (["o1"], [])
+    one.say(an_attempt("o1", 0, device="a"), Heartbeat("o1", paused=True), OrderEnded("o1", cancelled=True))
+    assert launches(two.session.take()) == {"o1": (1, 2)}
+    assert [s.state for s in control.devices()] == ["paused", "busy"]
+    control.submit([an_order("o2", device="a")])
+    assert ids(one.say(Heartbeat())) == ["o2"]
+
+
 def test_devices_of_one_host_take_turns(control: Control, farm: Farm) -> None:
     one, two = FakeDevice(farm, a_device("a", "h")), FakeDevice(farm, a_device("b", "h"))
     one.attach()
@@ -233,6 +248,22 @@ def test_an_order_of_a_class_goes_to_any_of_it(control: Control, farm: Farm) -> 
 
 
 # Attaching again: reconnects, restarts, losses
+
+
+def test_a_run_occupies_only_the_devices_that_it_names(control: Control, farm: Farm) -> None:
+    """Another device of the class may be somebody's board that the fleet file says nothing of."""
+    named, other = (FakeDevice(farm, a_device(name, f"h-{name}")) for name in ("pi-1", "pi-2"))
+    named.attach()
+    other.attach()
+    run = control.open_run("mine", "spec", "{}", "me", {})
+    control.update_run(replace(run, devices=("pi-1",)))
+    control.submit([an_order(f"o{n}", run.name, "", (0,), a_device().device_class) for n in range(3)])
+    assert named.session is not None
+    assert other.session is not None
+    assert (ids(named.session.take()), ids(other.session.take())) == (["o0", "o1"], [])
+    control.update_run(replace(run, devices=("pi-1", "pi-2")))
+    named.say(an_attempt("o0", 0, device="pi-1"), OrderEnded("o0"))
+    assert ids(other.session.take()) == ["o2"]
 
 
 def test_a_lost_stream_is_no_loss(control: Control, device: FakeDevice) -> None:

@@ -12,7 +12,7 @@ from controller.store import Identities, Member, SqlStore, Token
 
 NOW_MS = 1_800_000_000_000
 TOKEN = Token("hash-1", "device", "", "", {"site": "lab"}, 2, NOW_MS + 1000, False, "ann")
-MEMBER = Member("device", "pi", "", "key-1", "hash-1", {"site": "lab"}, "good", "", ("m1", "m2"), NOW_MS)
+MEMBER = Member("device", "pi", "", ("key-1",), "hash-1", {"site": "lab"}, "good", "", ("m1", "m2"), NOW_MS)
 
 
 def _in_file(folder: Path) -> SqlStore:
@@ -63,10 +63,10 @@ def test_one_token_per_name(store: Identities) -> None:
 def test_members_are_replaced_by_kind_and_name(store: Identities) -> None:
     store.save_member(MEMBER)
     store.save_member(replace(MEMBER, kind="user", role="viewer"))
-    store.save_member(replace(MEMBER, name="a"))
-    changed = replace(MEMBER, key="key-2", standing="quarantined", reason="copied", labels={}, machines=())
+    store.save_member(replace(MEMBER, name="a", keys=()))
+    changed = replace(MEMBER, keys=("key-2", "key-3"), standing="quarantined", reason="copied", labels={}, machines=())
     store.save_member(changed)
-    assert store.members() == [replace(MEMBER, name="a"), changed, replace(MEMBER, kind="user", role="viewer")]
+    assert store.members() == [replace(MEMBER, name="a", keys=()), changed, replace(MEMBER, kind="user", role="viewer")]
 
 
 def test_a_member_and_the_use_of_its_token_are_one(store: Identities) -> None:

@@ -5,17 +5,22 @@ A pass is added here by one parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from edgefarm.digest import digest_file
 from edgefarm.model import FailureKind
 from optimizer import checks
 from optimizer.dataset import Dataset
+from optimizer.drift import drift
+from optimizer.engines import ENGINES, open_model
+from optimizer.io_maps import through
 from optimizer.passes import PASSES, Changed, Context, PassFailure, load_pass
 from optimizer.process import PassRequest, run_pass
 from optimizer.recipe import RecipeError, Space, expand
@@ -32,6 +37,7 @@ MODELS: dict[str, tuple[Build, Any]] = {
     "onnx-external": (lambda folder: zoo.save(zoo.conv_net(), folder / "m.onnx", external=True), {"x": zoo.images(20)}),
     "tflite": (models_tflite.conv_net, LAST),
     "tflite-open": (lambda folder: models_tflite.conv_net(folder, batch=-1), LAST),
+    "tflite-outside": (lambda folder: models_tflite.outside(models_tflite.conv_net(folder)), LAST),
     "tflite-half": (models_tflite.half_net, {"x": np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)}),
     "tflite-two": (zoo_tflite.several_inputs, {"left": np.ones((20, 8), np.float32), "right": np.ones((20, 4), np.float32)}),
 }
@@ -40,6 +46,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("quantize_tflite", {"per_channel": False}),
     ("quantize_tflite", {"algorithm": "octav", "samples": 3}),
     ("quantize_tflite", {"activation_bits": 16}),
+    ("quantize_tflite", {"calibration": "average"}),
     ("quantize_tflite", {"mode": "dynamic"}),
     ("quantize_tflite", {"mode": "weight_only"}),
     ("quantize_tflite", {"mode": "weight_only", "weight_bits": 4}),
@@ -62,14 +69,16 @@ def built(model: str, folder: Path) -> tuple[Path, Dataset]:
     return path, Dataset.load(folder / "samples.npz", inspect_model(path), with_targets=False)
 
 
-def apply(name: str, parameters: dict[str, Any], path: Path, data: Dataset | None, folder: Path) -> tuple[Changed, Path]:
+def apply(
+    name: str, parameters: dict[str, Any], path: Path, data: Dataset | None, folder: Path, given: Mapping[str, Path] = MappingProxyType({})
+) -> tuple[Changed, Path]:
     """Runs a pass in this process; returns what it says and the main file that it wrote."""
     used = load_pass(name)
     out, scratch = folder / "out", folder / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir()
     with np.errstate(all="ignore"):
-        changed = used.run(path, out, used.parameters.model_validate(parameters), data, Context(scratch, 0, data))
+        changed = used.run(path, out, used.parameters.model_validate(parameters), data, Context(scratch, 0, data, given))
     return changed, next(p for p in out.iterdir() if p.suffix in (".tflite", ".xml", ".onnx"))
 
 
@@ -98,6 +107,42 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, name: str, parameters: di
         assert run_pass(request).outcome == "changed"
     for one, other in zip(*(sorted((f / "out").iterdir()) for f in folders)):
         assert digest_file(one) == digest_file(other), one.name
+
+
+@pytest.mark.parametrize("model", ["tflite", "tflite-outside", "tflite-two"])
+@pytest.mark.parametrize("parameters", [{}, {"per_channel": False}, {"mode": "dynamic"}, {"mode": "weight_only"}], ids=str)
+def test_openvino_reads_what_was_quantised(tmp_path: Path, parameters: dict[str, Any], model: str) -> None:
+    path, data = built(model, tmp_path)
+    _, output = apply("quantize_tflite", parameters, path, data, tmp_path)
+    results = []
+    for engine in ("tflite", "openvino"):
+        run = ENGINES[engine].open(output).run
+        results.append([value for i in range(4) for value in run(data.feeds(i)).values()])
+    assert drift(*results) < 0.02
+
+
+def test_quantised_weights_are_aligned(tmp_path: Path) -> None:
+    """To 16 bytes, as the schema asks for; all of them inside the flatbuffer."""
+    path, data = built("tflite-outside", tmp_path)
+    _, output = apply("quantize_tflite", {}, path, data, tmp_path)
+    model = schema.Model.GetRootAs(output.read_bytes(), 0)
+    buffers = [model.Buffers(i) for i in range(model.BuffersLength())]
+    places = [b._tab.Vector(b._tab.Offset(4)) for b in buffers if not b.DataIsNone()]
+    assert len(places) > 3
+    assert all(place % 16 == 0 for place in places)
+    assert not any(b.Offset() for b in buffers)
+
+
+def test_extremes_hold_what_a_moving_average_cuts(tmp_path: Path) -> None:
+    path, data = built("tflite", tmp_path)
+    off = {}
+    for calibration in ("minmax", "average"):
+        parameters = {"calibration": calibration, "activation_bits": 16}
+        changed, output = apply("quantize_tflite", parameters, path, data, tmp_path / calibration)
+        runs = (open_model(path), through(open_model(output), changed.io, inspect_model(output)))
+        want, got = ([value for i in range(data.n) for value in run(data.feeds(i)).values()] for run in runs)
+        off[calibration] = drift(want, got)
+    assert off["minmax"] < 0.02 < off["average"]
 
 
 def test_nothing_is_left_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +227,8 @@ def test_half_weights_that_were_not_stored_are_told(tmp_path: Path) -> None:
 
 
 def alternative(given: Path, source: Path, probe: Dataset | None, folder: Path) -> tuple[Changed, Path]:
-    return apply("alternative", {"file": str(given), "digest": load_source(given).artifact.digest}, source, probe, folder)
+    digest = load_source(given).artifact.digest
+    return apply("alternative", {"file": given.name, "digest": digest}, source, probe, folder, {digest: given})
 
 
 def test_an_alternative_is_taken_with_its_mapping(tmp_path: Path) -> None:

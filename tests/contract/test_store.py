@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
-from controller.store import SqlStore, Store
+from controller.store import Share, SqlStore, Store
 from controller.store import engine as engine_module
 from controller.store.tables import HEAD, metadata
 from edgefarm.errors import NotFound, StorageError, UserError
@@ -70,7 +70,7 @@ def test_a_run_is_opened_again_until_its_spec_changes(store: Store) -> None:
 
 def test_a_run_is_updated_but_keeps_its_identity(store: Store) -> None:
     run = store.open_run("c", "spec-1", "{}", "me", {}, 1)
-    store.update_run(replace(run, state="done", exit_code=0, report="{}", finished_unix_ms=9, spec_digest="other"))
+    store.update_run(replace(run, state="done", exit_code=0, report="{}", finished_unix_ms=9, spec_digest="other", owner="you"))
     assert store.runs() == [replace(run, state="done", exit_code=0, report="{}", finished_unix_ms=9)]
     with pytest.raises(NotFound, match="no run 'x@1'"):
         store.update_run(replace(run, name="x@1"))
@@ -94,6 +94,16 @@ def test_there_is_one_hold_of_a_kind_on_a_name(store: Store) -> None:
     store.delete_hold(HoldKind.LEASE, "a")
     store.delete_hold(HoldKind.LEASE, "unknown")
     assert store.holds() == [drain]
+
+
+def test_shares_of_a_host_are_replaced_as_one(store: Store) -> None:
+    first = [Share("h", "anna", 1500, True), Share("h", "bob", 2**40, False)]
+    store.save_shares("h", first)
+    store.save_shares("g", [Share("g", "anna", 1, True), Share("g", "eve", 2, True)])
+    assert store.shares()[2:] == first
+    store.save_shares("h", [Share("h", "carl", 3, True)])
+    store.save_shares("g", [])
+    assert store.shares() == [Share("h", "carl", 3, True)]
 
 
 def test_devices_are_replaced_by_name(store: Store) -> None:

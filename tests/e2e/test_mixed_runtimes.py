@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import models_optimizer as models
-from tests import models_tflite
+from tests import models_tflite, zoo_twins
 from tests.e2e.command import controller, deploy
 from tests.e2e.zoo_fleets import write_fleet
 
@@ -68,8 +68,10 @@ def _check_what_was_measured(devices: dict[str, Any]) -> None:
     compared = [c for c in lite if c["accuracy"]]
     assert compared
     assert all(c["accuracy"]["value"] > 0.95 for c in compared)  # in the source's terms: cosine to the source's own answers
-    pairs = {(c["variant"].partition("/")[0], c["artifact"]["format"]) for c in devices["vino"]["candidates"]}
-    assert pairs >= {("source", "onnx"), ("int8", "onnx"), ("tflite", "tflite"), ("xml", "openvino")}
+    vino = devices["vino"]["candidates"]
+    pairs = {(c["variant"].partition("/")[0], c["artifact"]["format"]) for c in vino}
+    assert pairs >= {("source", "onnx"), ("int8", "onnx"), ("tflite", "tflite"), ("xml", "openvino"), ("small-static", "tflite")}
+    assert not [c["rejected"] for c in vino if (c["rejected"] or "").startswith("failed")]
     xml = next(c for c in devices["vino"]["candidates"] if c["variant"].startswith("xml/"))
     assert [f["name"] for f in xml["artifact"]["files"]] == ["model.bin", "model.xml"]
     assert xml["reproduce"].startswith("edge-agent bench ")
@@ -103,6 +105,33 @@ def test_a_several_file_winner_is_activated_whole(tmp_path: Path) -> None:
     assert (device["winner"]["variant"], device["winner"]["runtime"]) == ("source", "openvino")
     active = Path(device["deployment"]["path"])
     assert {f.name for f in active.parent.iterdir()} >= {"model.xml", "model.bin", "deployment.json"}
+
+
+def test_an_alternative_whose_tokens_are_narrower(tmp_path: Path) -> None:
+    """The source takes int64, the user's TFLite file int32: what is fed, scored and deployed is in the source's terms."""
+    twins = zoo_twins.TWINS["tokens"]
+    fleet = write_fleet(tmp_path, twins.source(tmp_path), name="tokens")
+    (tmp_path / "given").mkdir()
+    twins.other(tmp_path / "given")
+    document = json.loads(fleet.read_text())
+    document["model"]["alternatives"] = ["given/model.tflite"]
+    document["devices"] = [{"name": "lite", "local": {"runtimes": ["tflite"]}}]
+    document["measure"] = {"accept": ["stable", "noisy", "interfered", "unsteady"]}
+    fleet.write_text(json.dumps(document))
+    (device,) = deploy(fleet)["devices"]
+    tokens = {
+        "source": "tokens",
+        "name": "serving_default_tokens:0",
+        "permutation": None,
+        "scale": None,
+        "zero_point": None,
+        "dtype": "int64",
+    }
+    assert device["winner"]["io"]["inputs"] == [tokens]
+    assert device["winner"]["accuracy"]["value"] > 0.999
+    assert device["deployment"]["state"] == "committed"
+    statement = json.loads((Path(device["deployment"]["path"]).parent / "deployment.json").read_text())
+    assert statement["io"]["inputs"][0]["dtype"] == "int64"
 
 
 BAD = {

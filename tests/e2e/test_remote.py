@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import IO, Any
 
 import pytest
 
+from controller.login import connected
 from tests import zoo
-from tests.e2e.command import Done, controller, environment, start
+from tests.e2e.command import TIMEOUT_S, Done, controller, environment, start
 from tests.e2e.zoo_fleets import write_fleet
 
 DEVICES = ("a", "b")
@@ -59,15 +62,12 @@ class FakeLab:
 
     def serve(self) -> None:
         """On any free ports; on the same ones when it is started again."""
-        settings = self.folder / "controller.yaml"
-        where = ("--config", str(settings)) if settings.exists() else ("--listen", "127.0.0.1:0")
-        words = ("serve", "--state", str(self.folder / "c"), *where, "--json")
+        words = ("serve", "--state", str(self.folder / "c"), "--listen", "127.0.0.1:0", "--json")
         serving = self.start("controller", "controller.cli", *words, stdout=subprocess.PIPE)
         assert serving.stdout is not None
         ready = json.loads(serving.stdout.readline() or "{}")
         assert ready, (self.folder / "controller.log").read_text()[-3000:]
         self.join = ready["join"]
-        settings.write_text(f"version: 1\nlisten: {ready['join']}\nmain: {ready['main']}\n")
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()
@@ -76,7 +76,16 @@ class FakeLab:
     def enroll(self, name: str, token: str) -> None:
         words = [sys.executable, "-m", "agent.cli", "enroll", "--controller", self.join, "--token", token, "--name", name]
         subprocess.run([*words, "--state", str(self.folder / name)], check=True, env=environment(), cwd=self.folder, capture_output=True)
-        self.start(name, "agent.cli", "run", "--state", str(self.folder / name))
+        lock = str(self.folder / "measure.lock")
+        self.start(name, "agent.cli", "run", "--state", str(self.folder / name), "--measure-lock", lock)
+
+    def wait_until_ready(self) -> None:
+        """Until the devices have proved what they run."""
+        end, pause = time.monotonic() + TIMEOUT_S, threading.Event()
+        with connected(self.socket, self.folder / "fetched", 20.0) as client:
+            while {s.state for s in client.devices()} != {"ready"}:
+                assert time.monotonic() < end, client.devices()
+                pause.wait(0.1)
 
     def log_in(self, user: str, role: str) -> None:
         token = self.told("root", "user", "add", user, "--role", role)["token"]
@@ -102,6 +111,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeLab]:
         token = made.told("root", "token", "create", "--uses", "2", "--expires", "1h", "--label", "site=lab")["token"]
         for name in DEVICES:
             made.enroll(name, token)
+        made.wait_until_ready()
         made.log_in("anna", "operator")
         made.log_in("vera", "viewer")
         yield made

@@ -129,7 +129,7 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _wheelhouse(folder: Path, version: str | None, sabotage: str = "") -> Path:
-    """Made by deploy/wheelhouse.sh from a copy of the sources, with another version if one is given."""
+    """Made by deploy/wheelhouse.sh from a copy of the sources, with another version, also in its unit, if one is given."""
     copy = folder / "sources"
     copy.mkdir()
     for name in SOURCES:
@@ -137,6 +137,8 @@ def _wheelhouse(folder: Path, version: str | None, sabotage: str = "") -> Path:
     if version is not None:
         module = copy / "proto/edgefarm/__init__.py"
         module.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', module.read_text()))
+        unit = copy / "deploy/systemd/edge-agent.service"
+        unit.write_text(unit.read_text().replace("Description=", f"Description={version} "))
     if sabotage:
         (copy / "agent/supervisor.py").write_text(sabotage)
     made = subprocess.run(
@@ -284,11 +286,16 @@ def test_it_attaches_after_a_reboot(device: Device) -> None:
 def test_it_is_upgraded_and_goes_back(device: Device, tmp_path: Path) -> None:
     machine = device.machine
     version = machine("readlink /opt/edgefarm/current").strip()
+    machine("mkdir /opt/edgefarm/0.0.1 /opt/edgefarm/mine && touch /opt/edgefarm/0.0.1/.complete")
     _bring(device, _wheelhouse(tmp_path, "9.9.9"))
     device.comes_back("upgraded", lambda: machine("sh /srv/wheelhouse/install.sh --upgrade 2>&1", timeout_s=300))
     assert machine("edge-agent --version").strip() == "edge-agent 9.9.9"
+    assert machine.property("Description").startswith("9.9.9 ")
+    left = set(machine("ls /opt/edgefarm").split())
+    assert ({"9.9.9", version, "mine"} <= left, "0.0.1" in left) == (True, False)
     device.comes_back("back", lambda: machine("sh /srv/wheelhouse/install.sh --back 2>&1"))
     assert machine("readlink /opt/edgefarm/current /opt/edgefarm/previous").split() == [version, "9.9.9"]
+    assert machine.property("Description").startswith("edgefarm agent")
 
 
 def test_an_upgrade_that_does_not_start_is_taken_back(device: Device, tmp_path: Path) -> None:
@@ -298,7 +305,8 @@ def test_an_upgrade_that_does_not_start_is_taken_back(device: Device, tmp_path: 
     said = machine("sh /srv/wheelhouse/install.sh --upgrade 2>&1; echo status $?", timeout_s=300)
     assert f"edge-agent 9.9.10 does not start; {version} is current again" in said
     assert said.endswith("status 1\n")
-    assert machine("readlink /opt/edgefarm/current").strip() == version
+    assert machine("readlink /opt/edgefarm/current /opt/edgefarm/previous").split() == [version, "9.9.9"]
+    assert machine.property("Description").startswith("edgefarm agent")
     machine.wait(device.is_ready, "the old version serves")
 
 

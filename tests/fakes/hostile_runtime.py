@@ -6,6 +6,7 @@ that a runner that is not contained leaves a machine that lives on.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import json
@@ -179,6 +180,24 @@ def remove_outside(target: str) -> None:
     os.unlink(target)
 
 
+def read_outside(target: str) -> None:
+    raise ValueError(f"it says: {Path(target).read_text()}")
+
+
+def read_the_supervisor(target: str) -> None:
+    Path(f"/proc/{os.getppid()}/environ").read_bytes()
+
+
+def open_to_all(target: str) -> None:
+    os.chmod(target, 0o666)
+
+
+def leave_shared_memory(target: str) -> None:
+    """A segment that nobody's end removes."""
+    if _LIBC.shmget(0, 64 << 20, 0o600) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def large_file(target: str) -> None:
     with open("large", "wb") as file:
         file.truncate(1 << 40)
@@ -201,7 +220,8 @@ def deep_folders(target: str) -> None:
         os.chdir("deep")
     Path("file").write_text("x")
     os.fchdir(top)
-    os.chmod("deep", 0)
+    with contextlib.suppress(PermissionError):  # where it is confined
+        os.chmod("deep", 0)
 
 
 def open_sockets(target: str) -> None:
@@ -211,6 +231,17 @@ def open_sockets(target: str) -> None:
 
 def kill_supervisor(target: str) -> None:
     os.kill(os.getppid(), signal.SIGKILL)
+
+
+def signal_by_descriptor(target: str) -> None:
+    """Has the kernel send the signal when the socket can be read."""
+    import fcntl
+
+    fcntl.fcntl(_channel(), fcntl.F_SETOWN, os.getppid())
+
+
+def slow_supervisor(target: str) -> None:
+    os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
 
 
 def limit_supervisor(target: str) -> None:
@@ -278,8 +309,8 @@ def answer_with_a_zip_bomb(target: str) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bomb:
         for name in ("a.npy", "a.disturbed.npy"):
-            bomb.writestr(name, bytes(100 << 20))
-    _say(frames.encode({"ok": {"first_inference_ns": 1, "not_finite": 0}}))
+            bomb.writestr(name, bytes(40 << 20))  # together more than a frame may hold
+    _say(frames.encode({"ok": {"first_inference_ns": 1, "not_finite": 0, "samples": 1}}))
     _say(frames.encode({"ok": {"contenders": {"a": summary}}}, archive.getvalue()))
     time.sleep(_FOREVER_S)
 
@@ -289,10 +320,18 @@ def close_connection(target: str) -> None:
     time.sleep(_FOREVER_S)
 
 
+def link_samples(target: str) -> None:
+    """Puts a link to another file of the device wherever the raw samples might be written."""
+    os.symlink(target, "samples.npz")
+    with contextlib.suppress(PermissionError):
+        os.symlink(target, "../samples.npz")
+
+
 def link_outputs(target: str) -> None:
     """Puts another file of the device where the outputs of an accuracy pass are looked for, and says that all is done."""
     for name in ("outputs.npz", "golden.npz"):
         os.symlink(target, name)
+    _say(frames.encode({"ok": {"first_inference_ns": 1, "not_finite": 0, "samples": 1}}))
     _say(frames.encode({"ok": {"n": 1}}))
     time.sleep(_FOREVER_S)
 
@@ -307,7 +346,8 @@ def _say(content: bytes) -> None:
 
 
 def write_model(path: Path, deed: str, when: str, target: Path) -> Path:
-    """The file of a model that does `deed`."""
+    """The file of a model that does `deed`, in a folder of its own."""
+    path.parent.mkdir()
     path.write_text(json.dumps({"when": when, "deed": deed, "target": str(target)}))
     return path
 

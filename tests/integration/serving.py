@@ -88,11 +88,16 @@ def expired(controller: Serving, identity: Identity, folder: Path) -> Identity:
 
 
 class EnrolledAgent:
-    """A real `edge-agent run` of a device that has enrolled. Use it as a context manager: the process is gone afterwards."""
+    """A real `edge-agent run` of a device that has enrolled. Use it as a context manager: the process is gone afterwards.
 
-    def __init__(self, state: Path, environment: Mapping[str, str] | None = None, arguments: Sequence[str] = ()) -> None:
+    `within`: words of a command that becomes the one that follows them.
+    """
+
+    def __init__(
+        self, state: Path, environment: Mapping[str, str] | None = None, arguments: Sequence[str] = (), within: Sequence[str] = ()
+    ) -> None:
         self.log = state.with_suffix(".log")
-        command = [sys.executable, "-m", "agent.cli", "run", "--state", str(state), "--threads", "1", "--runtimes", "onnxruntime"]
+        command = [*within, sys.executable, "-m", "agent.cli", "run", "--state", str(state), "--threads", "1", "--runtimes", "onnxruntime"]
         command += ["--measure-lock", str(state.with_suffix(".lock")), *arguments]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -113,12 +118,12 @@ class EnrolledAgent:
 
 
 class ServeProcess:
-    """A real `controller serve`. Use it as a context manager: the process is gone afterwards."""
+    """A real `controller serve`. Use it as a context manager: the process is gone afterwards. `within`: as of `EnrolledAgent`."""
 
-    def __init__(self, state: Path, *arguments: str) -> None:
+    def __init__(self, state: Path, *arguments: str, within: Sequence[str] = ()) -> None:
         self.log = state.with_suffix(".log")
         where = arguments or ("--listen", ANY_PORT)
-        command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(state), "--json", *where]
+        command = [*within, sys.executable, "-m", "controller.cli", "serve", "--state", str(state), "--json", *where]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None

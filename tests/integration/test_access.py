@@ -136,14 +136,14 @@ def test_a_device_is_no_user_and_a_user_no_device(controller: Serving, tmp_path:
     user = enroll(join_address(controller), controller.registry.add_user("ann", "viewer"), "", tmp_path / "user")
     assert (user.kind, user.name) == ("user", "ann")
     with open_channel(device.main, device) as channel, pytest.raises(grpc.RpcError) as refused:
-        control_pb2_grpc.ControlStub(channel).Devices(control_pb2.DevicesRequest())  # type: ignore[no-untyped-call]
+        list(control_pb2_grpc.ControlStub(channel).Devices(control_pb2.DevicesRequest()))  # type: ignore[no-untyped-call]
     assert code_of(refused.value) == ("PERMISSION_DENIED", "denied")
     with agent_of(user) as agent:
         agent.attach(a_hello(a_device("ann")))
         assert ended_as(agent)[:2] == ("PERMISSION_DENIED", "denied")
     with open_channel(user.main, user) as channel:
         stub = control_pb2_grpc.ControlStub(channel)  # type: ignore[no-untyped-call]
-        assert list(stub.Devices(control_pb2.DevicesRequest()).devices) == []
+        assert [list(part.devices) for part in stub.Devices(control_pb2.DevicesRequest())] == [[]]
         with pytest.raises(grpc.RpcError) as refused:
             stub.Submit(control_pb2.SubmitRequest())
         assert code_of(refused.value) == ("PERMISSION_DENIED", "denied")

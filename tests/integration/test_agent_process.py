@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -246,6 +247,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--config", "{state}/agent.toml"], 2, "agent.toml: No such file"),
         (["run", "--state", "{state}"], 2, "has not enrolled"),
         (["run", "--controller", "unix:/x", "--name", "x", "--threads", "0"], 2, "--threads 0"),
+        (["probe", "--runtimes", "onnx"], 2, "runtimes onnx: unknown"),
         (["run", "--controller", "unix:/x", "--name", "x", "--runtimes", "onnx"], 2, "runtimes onnx: unknown; known are onnxruntime"),
         (["run", "--controller", "unix:/x", "--name", "x", "--metrics", "9090", "--state", "{state}"], 2, "expected HOST:PORT"),
         (["run", "--controller", "unix:/x", "--name", "x", "--state", "/proc/no"], 6, "needs a writable state folder"),
@@ -269,6 +271,14 @@ def test_what_a_user_can_do_wrong(tmp_path: Path, arguments: list[str], code: in
     assert "Traceback" not in ended.stderr
 
 
+def test_a_state_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "device.json").write_text('{"id": "x"}')
+    (tmp_path / "journal" / "x.attempt").mkdir(parents=True)
+    ended = cli("status", "--state", str(tmp_path))
+    assert ended.stderr == f"edge-agent: {tmp_path}/journal/x.attempt: Is a directory\n"
+    assert (ended.returncode, ended.stdout) == (6, "")
+
+
 def test_bench_offline(tmp_path: Path) -> None:
     lock = ["--measure-lock", str(tmp_path / "lock")]
     report = json.loads(cli("bench", str(MODEL), "--threads", "1", "--launches", "2", "--json", *lock).stdout)
@@ -280,6 +290,14 @@ def test_bench_offline(tmp_path: Path) -> None:
     shard.write_bytes(pack({"x": [X]}))
     text = cli("bench", str(MODEL), "--threads", "1", "--launches", "1", "--inputs", str(shard), *lock)
     assert f"fed with {shard}" in text.stdout
+
+
+def test_bench_runs_no_code_that_lies_beside_a_model(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('planted')")
+    shutil.copy(MODEL, tmp_path / "net.onnx")
+    arguments = ["bench", "net.onnx", "--threads", "1", "--launches", "1", "--measure-lock", str(tmp_path / "lock")]
+    ended = subprocess.run([sys.executable, "-m", "agent.cli", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, "net.onnx: " in ended.stdout) == (0, True), ended.stderr
 
 
 def test_probe_tells_what_runs() -> None:

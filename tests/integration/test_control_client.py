@@ -18,8 +18,9 @@ from google.protobuf.message_factory import GetMessageClass
 from controller import client as client_module
 from controller.artifacts import ArtifactStore
 from controller.client import Client
-from controller.connection import Connection
+from controller.connection import MESSAGE_BYTES, Connection
 from controller.farm import Farm
+from controller.report.kept import keep, kept
 from controller.roles import LEAST_ROLE, ROLES, Caller
 from controller.server import RuntimeFolder, Server
 from controller.servicers import control as control_servicer
@@ -27,7 +28,7 @@ from controller.servicers.control import ControlServicer
 from controller.store import SqlStore
 from edgefarm.digest import digest_bytes
 from edgefarm.errors import Busy, Denied, NotFound, RunCancelled, Unreachable, UserError
-from edgefarm.model import OrderState
+from edgefarm.model import DeploymentState, DeploymentStatus, OrderState
 from edgefarm.v1 import control_pb2, control_pb2_grpc
 from tests.fakes.connections import FakeLink
 from tests.fakes.devices import FakeDevice
@@ -117,6 +118,20 @@ def test_patience_ends_with_the_name_of_the_controller(folder: RuntimeFolder, co
     assert caught.value.exit_code == 6
 
 
+def test_going_back_is_not_repeated(farm: Farm, server: Server, connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All other calls are; a second way back would lead one deployment further."""
+    asked: list[str] = []
+
+    def roll_back(model: str, devices: object) -> None:
+        asked.append(model)
+        raise Unreachable("the controller stops")
+
+    monkeypatch.setattr(farm, "roll_back", roll_back)
+    with pytest.raises(Unreachable, match="may have ordered the way back or not: 'controller devices' shows what runs"):
+        connect(server.address).roll_back("m", [])
+    assert asked == ["m"]
+
+
 def test_an_upload_goes_on_where_it_broke(farm: Farm, link: FakeLink, connect: Callable[..., Client], tmp_path: Path) -> None:
     link.break_after = [3 * 2**20, 2 * 2**20]
     source = tmp_path / "model.onnx"
@@ -182,7 +197,7 @@ def test_only_what_changed_travels_and_in_parts(
     farm: Farm, link: FakeLink, connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control_servicer, "_PART_BYTES", 2000)
-    monkeypatch.setattr(client_module, "_ORDERS_AT_ONCE", 50)
+    monkeypatch.setattr(client_module, "_BATCH_BYTES", 10_000)
     control = connect(link.address)
     orders = [an_order(f"o{i}") for i in range(400)]
     control.submit(orders)
@@ -195,6 +210,30 @@ def test_only_what_changed_travels_and_in_parts(
     assert link.carried - before < whole / 20
     assert [s.order.id for s in after.orders if s.state is OrderState.CANCELLED] == ["o7"]
     assert after == farm.progress("c@1")
+
+
+def test_what_grows_with_the_fleet_may_be_larger_than_a_message(
+    tmp_path: Path, folder: RuntimeFolder, connect: Callable[..., Client]
+) -> None:
+    long, names = "x" * 30_000, [f"d{i:03}" for i in range(600)]
+    store = SqlStore(":memory:")
+    for name in names:
+        store.save_device(a_device(name, name, note=long), 1)
+        store.save_status(DeploymentStatus(f"id-{name}", name, "m", 1, DeploymentState.COMMITTED, reason=long))
+    farm = Farm(store, ArtifactStore(tmp_path / "artifacts"))
+    server = Server(farm, folder.address)
+    control = connect(server.start())
+    assert len(names) * len(long) > MESSAGE_BYTES
+    assert [s.device.name for s in control.devices()] == names
+    assert [s.device for s in control.deployments("m")] == names
+    assert len(control.wait_for_deployments([f"id-{name}" for name in names], 0.0)) == len(names)
+    run = control.open_run("c", "spec", "{}", "me", {})
+    report = {"devices": [{"name": name, "reason": long} for name in names]}
+    control.update_run(replace(run, state="done", report_digest=keep(report, control.put)))
+    (run,) = control.runs("c")
+    assert kept(run, connect(server.address).get) == report
+    server.stop()
+    store.close()
 
 
 # Drivers

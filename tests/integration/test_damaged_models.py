@@ -38,7 +38,7 @@ class Trials:
     """Loads and runs files one after the other, in one runner as long as it lives; counts what they came to."""
 
     def __init__(self, runtime: str, folder: Path) -> None:
-        self._runtime, self._scratch = runtime, folder / "scratch"
+        self._runtime, self._folder, self._scratch = runtime, folder, folder / "scratch"
         self._scratch.mkdir()
         self._inputs = folder / "inputs.npz"
         self._inputs.write_bytes(pack({"x": [np.ones((1, 16), np.float32)]}))
@@ -69,7 +69,7 @@ class Trials:
 
     def _failure(self, path: Path, limit_ns: int) -> Failure | None:
         if self._runner is None or not self._runner.alive:
-            self._runner = RunnerProcess(_LIMITS, self._scratch)
+            self._runner = RunnerProcess(_LIMITS, self._scratch, files=[self._folder])
             self._runner.call({"do": "import", "runtime": self._runtime}, _PATIENT_NS, Stage.LOAD)
         load = {"do": "load", "key": "a", "path": str(path), "runtime": self._runtime, "options": {"threads": 1}, "io": None}
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -17,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.authority import Authority
+from controller.client import Client
+from controller.connection import Connection
 from controller.serve import Serving
 from edgefarm.credentials import load_identity, load_key, parse_token, proof_of_key
 from edgefarm.digest import digest_bytes
@@ -56,9 +59,51 @@ def test_a_device_joins_and_is_served(controller: Serving, tmp_path: Path) -> No
 
 def test_enrolling_again_changes_nothing(controller: Serving, tmp_path: Path) -> None:
     identity = enrolled(controller, tmp_path / "pi")
-    assert enroll(join_address(controller), controller.registry.create_token("me"), "bench-1", tmp_path / "pi") == identity
+    unused = controller.registry.create_token("me")
+    again = enroll(join_address(controller), unused, "bench-1", tmp_path / "pi")
+    assert (again.key_pem, again.name) == (identity.key_pem, "bench-1")
+    assert again == load_identity(tmp_path / "pi")
     with pytest.raises(UserError, match=r"is device 'bench-1' at .* already: remove the folder"):
-        enroll(join_address(controller), controller.registry.create_token("me"), "bench-2", tmp_path / "pi")
+        enroll(join_address(controller), unused, "bench-2", tmp_path / "pi")
+    assert enroll(join_address(controller), unused, "bench-2", tmp_path / "pi-2").name == "bench-2"
+
+
+def test_who_was_refused_for_good_comes_back_with_a_new_key(controller: Serving, tmp_path: Path) -> None:
+    before = [
+        enrolled(controller, tmp_path / "pi"),
+        enroll(join_address(controller), controller.registry.add_user("ann", "admin"), "", tmp_path / "ann", "user"),
+    ]
+    controller.registry.revoke("bench-1")
+    controller.registry.revoke_user("ann")
+    with pytest.raises(UserError, match="not known here"):
+        enroll(join_address(controller), str(replace(parse_token(controller.registry.create_token("me")), secret="x")), "", tmp_path / "pi")
+    after = [
+        enroll(join_address(controller), controller.registry.replace("bench-1"), "bench-1", tmp_path / "pi"),
+        enroll(join_address(controller), controller.registry.add_user("ann"), "", tmp_path / "ann", "user"),
+    ]
+    for old, new in zip(before, after):
+        assert (old.kind, old.name) == (new.kind, new.name)
+        assert old.key_pem != new.key_pem
+        assert controller.registry.caller(new.certificate_pem.encode()).name == new.name
+
+
+def test_a_controller_that_was_set_up_anew_is_said(tmp_path: Path) -> None:
+    with serving(tmp_path / "first") as first:
+        chosen = settings(join=join_address(first), main=main_address(first))
+        enrolled(first, tmp_path / "pi")
+    with (
+        serving(tmp_path / "second", chosen),
+        pytest.raises(UserError, match="of another authority than this token's: if the controller at"),
+    ):
+        enroll(chosen.join, f"edgefarm1.a.{'0' * 32}", "bench-1", tmp_path / "pi")
+
+
+def test_a_token_for_the_other_kind_is_not_used_up(controller: Serving, tmp_path: Path) -> None:
+    token = controller.registry.add_user("ann", "viewer")
+    with pytest.raises(UserError, match="this token is for a user, not for a device: 'controller token create' makes one"):
+        enroll(join_address(controller), token, "", tmp_path / "pi", "device")
+    assert load_identity(tmp_path / "pi") is None
+    assert enroll(join_address(controller), token, "", tmp_path / "ann", "user").name == "ann"
 
 
 def test_an_answer_that_got_lost_is_asked_for_again(controller: Serving, tmp_path: Path) -> None:
@@ -110,6 +155,11 @@ def test_who_shows_the_right_chain_without_its_key_gets_nothing(controller: Serv
     assert heard == []
 
 
+def test_the_wrong_one_of_two_ports_is_said(controller: Serving, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match=r"is this its join port\? The next one serves those who have joined"):
+        enroll(main_address(controller), controller.registry.create_token("me"), "bench-1", tmp_path / "pi")
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and not listening
@@ -133,6 +183,17 @@ def test_an_expired_certificate_is_refused_and_renews(tmp_path: Path) -> None:
         with agent_of(renewed.identity) as agent:
             agent.attach(a_hello())
             agent.wait(Welcome)
+
+
+def test_a_certificate_that_ends_while_it_is_used_is_told(controller: Serving, tmp_path: Path) -> None:
+    identity = enroll(join_address(controller), controller.registry.add_user("ann"), "", tmp_path / "ann", "user")
+    old = expired(controller, identity, tmp_path / "ann")
+    told = r"the certificate of 'ann' has ended since this command began; .* run the same command"
+    with contextlib.closing(Connection(old.main, old, patience_s=0.1)) as connection, pytest.raises(Unreachable, match=told):
+        Client(connection, tmp_path / "cache").devices()
+    fresh = renew(tmp_path / "ann").identity
+    with contextlib.closing(Connection(fresh.main, fresh)) as connection:
+        assert Client(connection, tmp_path / "cache").devices() == []
 
 
 def test_who_is_shut_out_does_not_renew(controller: Serving, tmp_path: Path) -> None:
@@ -207,10 +268,19 @@ def test_the_users_own_authority_signs_the_controllers(tmp_path: Path) -> None:
             agent.attach(a_hello())
             agent.wait(Welcome)
         # Programs of the company believe the controller too, under its real name.
-        context = ssl.create_default_context(cafile=str(above[0]))
-        host, _, port = join_address(controller).partition(":")
-        with socket.create_connection((host, int(port))) as raw, context.wrap_socket(raw, server_hostname=host) as connection:
-            assert connection.getpeercert()
+        assert shown_to(ssl.create_default_context(cafile=str(above[0])), controller)
+
+
+def test_strict_programs_believe_the_controller(controller: Serving) -> None:
+    context = ssl.create_default_context(cadata=controller.registry.authority.certificate_pem.decode())
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # what newer versions of Python ask for by default
+    assert shown_to(context, controller)
+
+
+def shown_to(context: ssl.SSLContext, controller: Serving) -> object:
+    host, _, port = join_address(controller).partition(":")
+    with socket.create_connection((host, int(port))) as raw, context.wrap_socket(raw, server_hostname=host) as connection:
+        return connection.getpeercert()
 
 
 def test_a_state_folder_has_one_controller(controller: Serving, tmp_path: Path) -> None:

@@ -138,18 +138,24 @@ _CONFINED_DEEDS = {
     "other_program": _PERMITTED,
     "open_sockets": _PERMITTED,
     "kill_supervisor": _PERMITTED,
+    "signal_by_descriptor": _PERMITTED,
+    "slow_supervisor": _PERMITTED,
     "limit_supervisor": _PERMITTED,
     "write_outside": "Permission denied",
     "remove_outside": "Permission denied",
+    "read_outside": "Permission denied",
+    "read_the_supervisor": "Permission denied",
+    "open_to_all": _PERMITTED,
+    "leave_shared_memory": _PERMITTED,
 }
 
 
-def _do(bench: Bench, deed: str, when: str, limits: Limits = _IMPATIENT) -> Failure:
+def _do(bench: Bench, deed: str, when: str, limits: Limits = _LIMITS) -> Failure:
     inputs = bench.folder / "inputs.npz"
     inputs.write_bytes(pack(hostile_runtime.sample()))
     target = bench.folder / "target"
     target.write_text("mine")
-    model = hostile_runtime.write_model(bench.folder / "model.json", deed, when, target)
+    model = hostile_runtime.write_model(bench.folder / "model/model.json", deed, when, target)
     failure = bench.failure(hostile_runtime.NAME, model, inputs, limits)
     assert target.read_text() == "mine"
     assert failure is not None
@@ -164,7 +170,7 @@ def test_native_code_that_goes_wrong(deed: str, bench: Bench, monkeypatch: pytes
     kind, said = _DEEDS[deed]
     if kind is OOM:
         monkeypatch.setattr(limiting, "WRITTEN_BYTES", 64 * MIB)
-    limits = replace(_LIMITS, memory_bytes=300 * MIB if deed == "memory_bomb" else 0) if kind is OOM else _IMPATIENT
+    limits = _IMPATIENT if kind is TIMEOUT else replace(_LIMITS, memory_bytes=300 * MIB if deed == "memory_bomb" else 0)
     failure = _do(bench, deed, "run", limits)
     assert (failure.kind, said in failure.detail) == (kind, True), failure
 
@@ -186,17 +192,29 @@ def test_what_a_confined_runner_cannot_do(deed: str, bench: Bench) -> None:
 def test_what_a_model_left_in_its_folder_is_removed(bench: Bench) -> None:
     inputs = bench.folder / "inputs.npz"
     inputs.write_bytes(pack(hostile_runtime.sample()))
-    model = hostile_runtime.write_model(bench.folder / "model.json", "deep_folders", "load", bench.folder)
+    model = hostile_runtime.write_model(bench.folder / "model/model.json", "deep_folders", "load", bench.folder)
     assert bench.failure(hostile_runtime.NAME, model, inputs) is None
+
+
+def test_samples_are_not_written_through_a_link(bench: Bench) -> None:
+    inputs, key = bench.folder / "inputs.npz", bench.folder / "key"
+    inputs.write_bytes(pack(hostile_runtime.sample()))
+    key.write_text("a key")
+    model = hostile_runtime.write_model(bench.folder / "model/model.json", "link_samples", "load", key)
+    measured = bench.measure(hostile_runtime.NAME, model, inputs)
+    assert key.read_text() == "a key"
+    assert isinstance(measured.outcome, LatencyResult)
+    assert measured.outcome.contenders[0].failure is None
+    assert measured.blobs["samples"].stat().st_size > 0
 
 
 def test_a_link_is_not_taken_for_outputs(bench: Bench) -> None:
     inputs, secret = bench.folder / "inputs.npz", bench.folder / "secret"
     inputs.write_bytes(pack(hostile_runtime.sample()))
     secret.write_text("a key")
-    model = hostile_runtime.write_model(bench.folder / "model.json", "link_outputs", "run", secret)
+    model = hostile_runtime.write_model(bench.folder / "model/model.json", "link_outputs", "run", secret)
     work = AccuracyWork(Contender("a", _candidate(hostile_runtime.NAME, model)), ("",))
-    measured = measure_accuracy(work, model, [inputs], _IMPATIENT, bench.site)
+    measured = measure_accuracy(work, model, [inputs], _LIMITS, bench.site)
     assert measured.blobs == {}
     assert isinstance(measured.outcome, Failure)
     assert "left no file of its outputs" in measured.outcome.detail

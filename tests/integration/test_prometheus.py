@@ -20,6 +20,7 @@ import yaml
 from controller.artifacts import ArtifactStore
 from controller.farm import Farm
 from controller.local_agents import LocalAgents, LocalDevice
+from controller.login import write_pem
 from controller.metrics import CONTROLLER_METRICS, Listener
 from controller.server import RuntimeFolder, Server
 from controller.store import SqlStore
@@ -212,15 +213,14 @@ def test_pages_off_loopback_are_read_with_a_users_certificate(tmp_path: Path) ->
     with serving(tmp_path / "state", settings(metrics=address)) as controller:
         enrolled(controller, tmp_path / "pi" / "identity", "pi")
         controller.registry.label("pi", {"metrics": "direct"})
-        user = enroll(join_address(controller), controller.registry.add_user("prometheus", "viewer"), "", tmp_path / "user")
-        for name, pem in (("ca", user.authority_pem), ("certificate", user.certificate_pem), ("key", user.key_pem)):
-            (tmp_path / f"{name}.pem").write_text(pem)
+        token = controller.registry.add_user("prometheus", "viewer")
+        write_pem(enroll(join_address(controller), token, "", tmp_path / "user", "user"), tmp_path)
         with EnrolledAgent(tmp_path / "pi", arguments=("--metrics", address)) as agent:
             assert controller.farm.wait_for_devices(["pi"], 120) == [], agent.output
             assert controller.metrics is not None
             (status,) = controller.farm.devices()
             assert status.device.metrics_address.startswith("https://")
-            files = {f"{k}_file": str(tmp_path / f"{v}.pem") for k, v in (("ca", "ca"), ("cert", "certificate"), ("key", "key"))}
+            files = {f"{k}_file": str(tmp_path / f"{v}.pem") for k, v in (("ca", "authority"), ("cert", "certificate"), ("key", "key"))}
             jobs = [
                 (name, url.split("//")[1].split("/")[0].rpartition(":")[2], {**files, "server_name": server})
                 for name, url, server in (
@@ -241,6 +241,8 @@ def test_pages_off_loopback_are_read_with_a_users_certificate(tmp_path: Path) ->
                 expiry = "edgefarm_certificate_expiry_timestamp_seconds - time()"
                 assert 28 * 86400 < (prometheus.value(expiry) or 0) <= 30 * 86400
                 assert (prometheus.value('edgefarm_controller_certificate_expiry_timestamp_seconds{certificate="authority"}') or 0) > 2e9
+                controller.registry.revoke("pi")
+                prometheus.wait(lambda: prometheus.query('edgefarm_device_up{job="controller"}') == [], "the revoked device to vanish")
                 controller.registry.revoke("prometheus", "user")
                 prometheus.wait(lambda: prometheus.value('up{job="controller"}') == 0, "the revoked user to be refused")
 

@@ -287,6 +287,7 @@ channel.sendall(encode({"ok": found})); receive()
 def test_the_limits_are_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hidden")
     monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.setenv("PYTHONPATH", f":{tmp_path}:beside")
     with _fake(tmp_path, _SAY_LIMITS, Limits(memory_bytes=200 * MIB), environment={"EXTRA": "1"}) as runner:
         runner.call({}, 20 * S, Stage.LOAD)
         found = runner.call({}, 20 * S, Stage.RUN).body
@@ -298,19 +299,22 @@ def test_the_limits_are_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["oom"] == 1000
     environment = found["environment"]
     assert "SECRET_TOKEN" not in environment
-    assert environment["HOME"] == environment["TMPDIR"] == str(tmp_path)
+    assert environment["HOME"] == environment["TMPDIR"] == str(runner.folder)
+    assert environment["PYTHONPATH"] == f"{tmp_path}:{Path.cwd() / 'beside'}"
     assert environment["ORT_DISABLE_TELEMETRY"] == "1"
     assert (environment["EXTRA"], environment["LANG"]) == ("1", "C.UTF-8")
-    assert str(tmp_path) not in found["path"]
+    assert str(runner.folder) not in found["path"]
 
 
 def test_limits_are_told_in_words() -> None:
     found = limiting.limits_in_force()
     assert set(found) == {
         "memory", "time", "threads", "file_size", "written", "core_dumps", "lifetime",
-        "processes", "network", "file_writes", "privileges",
+        "processes", "network", "file_reads", "file_writes", "privileges",
     }  # fmt: skip
     assert ("runs as root" in found["threads"]) == (os.geteuid() == 0)
+    in_unit = limiting.limits_in_force(in_unit=True)
+    assert {name for name in found if found[name] != in_unit[name]} == {"file_reads"}
 
 
 def test_memory_limits_never_exceed_what_is_there() -> None:
@@ -340,8 +344,28 @@ def _load(runner: RunnerProcess, path: Path, key: str = "a") -> None:
     runner.call(request, 60 * S, Stage.LOAD)
 
 
+def test_a_runner_finds_nothing_that_one_before_it_left(tmp_path: Path) -> None:
+    """Code that it would import before it has confined itself."""
+    user_site = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    plant = f"""
+for folder in ('.', '.local/{user_site}', '{user_site}'):
+    os.makedirs(folder, exist_ok=True)
+    for name in ('json', 'usercustomize', 'sitecustomize'):
+        open(f'{{folder}}/{{name}}.py', 'w').write('print("planted", flush=True); import time; time.sleep(600)')
+channel.sendall(encode({{'ok': {{}}}})); receive()
+"""
+    with _fake(tmp_path, plant) as runner:
+        runner.call({}, 20 * S, Stage.LOAD)
+        runner.call({}, 20 * S, Stage.RUN)
+    with RunnerProcess(Limits(), tmp_path) as second:
+        assert second.folder != runner.folder
+        assert "version" in second.call({"do": "import", "runtime": "onnxruntime"}, 60 * S, Stage.LOAD).body
+        assert second.tail == ""
+        assert list(second.folder.iterdir()) == []
+
+
 def test_a_typed_failure_leaves_the_runner_alive(tmp_path: Path) -> None:
-    with RunnerProcess(Limits(), tmp_path) as runner:
+    with RunnerProcess(Limits(), tmp_path, files=[tmp_path]) as runner:
         for build, kind in ((zoo.truncated, FailureKind.LOAD), (zoo.unknown_operator, FailureKind.UNSUPPORTED_OP)):
             path = build(tmp_path)
             with pytest.raises(RunnerFailed) as caught:
@@ -361,10 +385,8 @@ def test_an_unknown_runtime_is_a_load_failure(tmp_path: Path) -> None:
 
 
 def test_the_runtime_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    with RunnerProcess(Limits(), home) as runner:
+    with RunnerProcess(Limits(), tmp_path, files=[tmp_path]) as runner:
         _load(runner, zoo.dense(tmp_path))
         threads = psutil.Process(runner.pid).num_threads()
-    assert list(home.iterdir()) == []  # telemetry would have left its store
+    assert list(runner.folder.iterdir()) == []  # telemetry would have left its store
     assert threads <= 2  # nor is there a thread that sends it; OpenBLAS may keep one

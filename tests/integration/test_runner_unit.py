@@ -211,6 +211,18 @@ def test_a_unit_that_is_killed_whole_is_a_crash(tmp_path: Path, manager: FakeSer
     assert caught.value.failure.kind is FailureKind.CRASH
 
 
+def test_a_runner_that_died_before_it_is_handed_a_file_is_a_crash(tmp_path: Path, manager: FakeServiceManager) -> None:
+    path = _model("dense", tmp_path / "model")
+    load = {"do": "load", "key": "a", "path": str(path), "runtime": "onnxruntime", "options": {"threads": 1}, "io": None}
+    with RunnerProcess(Limits(), tmp_path, unit_socket=manager.path) as runner:
+        runner.call({"do": "import", "runtime": "onnxruntime"}, 30 * S, Stage.LOAD)
+        os.kill(runner.pid, signal.SIGSEGV)
+        psutil.Process(manager.units[0].pid).wait(20)
+        with pytest.raises(RunnerFailed, match="killed by SIGSEGV") as caught:
+            runner.call(load, 30 * S, Stage.LOAD)
+    assert caught.value.failure.kind is FailureKind.CRASH
+
+
 @pytest.mark.parametrize("command", ["pass", "import sys; sys.exit(1)", "import os; os.write(3, b'{}\\n')"])
 def test_a_unit_that_does_not_start_is_no_failure_of_the_model(command: str, tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))

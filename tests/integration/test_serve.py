@@ -42,13 +42,39 @@ def test_a_device_stays_with_it_over_a_restart(tmp_path: Path) -> None:
         with EnrolledAgent(tmp_path / "pi") as agent:
             assert status_of(first, tmp_path / "fetched", "ready").device.labels["site"] == "lab"
             assert first.terminate() == 0
-            config = tmp_path / "controller.yaml"
-            config.write_text(f"listen: {first.join}\nmain: {first.main}\n")
-            with ServeProcess(tmp_path / "state", "--config", str(config)) as second:
+            with ServeProcess(tmp_path / "state") as second:  # any ports that are free: those that devices know
                 assert (second.join, second.main) == (first.join, first.main)
                 assert status_of(second, tmp_path / "fetched", "ready").device.labels["site"] == "lab"
                 assert agent.process.poll() is None
                 assert second.terminate() == 0
+
+
+def test_a_device_finds_another_main_port_at_the_join_port(tmp_path: Path) -> None:
+    with ServeProcess(tmp_path / "state") as first:
+        enroll(first.join, token(first), "pi", tmp_path / "pi" / "identity")
+        with EnrolledAgent(tmp_path / "pi") as agent:
+            status_of(first, tmp_path / "fetched", "ready")
+            assert first.terminate() == 0
+            config = tmp_path / "controller.yaml"
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                config.write_text(f"listen: {first.join}\nmain: 127.0.0.1:{free.getsockname()[1]}\n")
+            with ServeProcess(tmp_path / "state", "--config", str(config)) as second:
+                assert (second.join, second.main != first.main) == (first.join, True)
+                status_of(second, tmp_path / "fetched", "ready")
+                assert agent.process.poll() is None
+                assert f"the main address was {first.main} and is {second.main}" in second.log.read_text()
+
+
+def test_a_port_that_devices_know_and_somebody_took_is_said(tmp_path: Path) -> None:
+    with ServeProcess(tmp_path / "state") as first:
+        assert first.terminate() == 0
+    host, _, port = first.join.rpartition(":")
+    with socket.create_server((host, int(port))):
+        command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"address {first.join}: in use" in done.stderr
+    assert "devices know it: free it, or name another one: --listen" in done.stderr
 
 
 def test_how_it_ends(tmp_path: Path) -> None:

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, Heartbeat, Hello, Probed
+from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, Heartbeat, Hello, OrderEnded, Probed
+from edgefarm.tensors import pack
 from tests.fakes.controller import FakeController
 from tests.integration.agent_process import AgentProcess
-from tests.integration.test_agent_process import CANDIDATE, MODEL, cli, golden_of
+from tests.integration.test_agent_process import CANDIDATE, MODEL, X, cli, golden_of, latency
 
 
 @pytest.fixture
 def farm(tmp_path: Path) -> Iterator[FakeController]:
     with FakeController(tmp_path, secret="") as running:
         running.put(MODEL.read_bytes())
+        running.put(pack({"x": [X]}))
         yield running
 
 
@@ -93,8 +95,15 @@ def test_a_pause_is_told_and_outlives_the_agent(farm: FakeController, file: Path
     try:
         assert farm.wait(Heartbeat)[0].paused
         assert "paused since 2" in cli("status", "--config", str(file)).stdout
+        farm.send(latency(farm, "o", 1))  # it crossed the heartbeat: it is given back, for others to do
+        assert farm.wait(OrderEnded) == [OrderEnded("o", cancelled=True)]
+        said = [b for b in farm.received if isinstance(b, (Heartbeat, OrderEnded))]
+        assert isinstance(said[0], Heartbeat)  # why comes first
+        assert said[0].paused
         assert cli("pause", "--config", str(file), "--resume").returncode == 0
         farm.wait(Heartbeat, matching=lambda b: not b.paused)
+        farm.send(latency(farm, "o", 1))
+        assert farm.wait(OrderEnded, 2)[1] == OrderEnded("o", cancelled=False)
     finally:
         _end(agent)
 

@@ -66,6 +66,14 @@ def test_raw_keeps_all_outputs_and_golden_the_first(tmp_path: Path) -> None:
     assert len(inputs["x"]) == 2
 
 
+def test_raw_of_one_output_leaves_the_others(tmp_path: Path) -> None:
+    collector = _collector(output="z")
+    _feed(collector, 3)
+    collector.write(tmp_path / "o", tmp_path / "g")
+    assert {name: [len(a) for a in arrays] for name, arrays in unpack(tmp_path / "o").items()} == {"z": [1, 2, 3]}
+    assert set(unpack(tmp_path / "g")) == {"input:x", "output:y", "output:z"}
+
+
 def test_topk_keeps_indices_and_golden_stays_raw(tmp_path: Path) -> None:
     collector = _collector("topk", "y", 2)
     _feed(collector, 3)
@@ -75,13 +83,13 @@ def test_topk_keeps_indices_and_golden_stays_raw(tmp_path: Path) -> None:
 
 
 def test_the_budget_is_kept() -> None:
-    with pytest.raises(RuntimeFailure, match="output_bytes_limit") as caught:
+    with pytest.raises(RuntimeFailure, match="MiB that a device gives back: end the graph with") as caught:
         _feed(_collector(limit=40), 3)
     assert caught.value.kind is FailureKind.OOM
 
 
 @pytest.mark.parametrize(
-    ("kind", "output", "said"), [("topk", "", "needs the name"), ("topk", "w", "'w' is none of y, z"), ("mean", "", "'mean' is unknown")]
+    ("kind", "output", "said"), [("topk", "", "needs one output"), ("topk", "w", "'w' is none of y, z"), ("mean", "", "'mean' is unknown")]
 )
 def test_a_reduction_that_cannot_be_is_refused(kind: str, output: str, said: str) -> None:
     with pytest.raises(RuntimeFailure, match=said):

@@ -57,6 +57,29 @@ def test_a_member_is_no_controller_and_no_authority(tmp_path: Path) -> None:
     assert certificate.not_valid_after_utc == NOW + timedelta(days=30)
 
 
+def test_its_certificates_are_what_strict_programs_ask_for(tmp_path: Path) -> None:
+    """RFC 5280: key usage, identifiers of the own key and of the issuer's, serial numbers of their own."""
+    above = write_authority(tmp_path)
+    for made in (Authority(tmp_path / "own"), Authority(tmp_path / "below", above)):
+        _, chain = made.server(["farm.example"])
+        leaf, own = x509.load_pem_x509_certificates(chain)
+        members = [loaded(made.member(a_key().public_key(), kind, "x", timedelta(days=30), NOW)) for kind in ("device", "user")]
+        for certificate in (leaf, *members):
+            extensions = certificate.extensions
+            usage = extensions.get_extension_for_class(x509.KeyUsage)
+            assert (usage.critical, usage.value.digital_signature, usage.value.key_cert_sign) == (True, True, False)
+            subject = own.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+            assert extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier == subject
+            assert extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest != subject
+        constraints = own.extensions.get_extension_for_class(x509.BasicConstraints)
+        assert (constraints.critical, constraints.value.ca, constraints.value.path_length) == (True, True, 0)
+        usage = own.extensions.get_extension_for_class(x509.KeyUsage)
+        assert (usage.critical, usage.value.digital_signature, usage.value.key_cert_sign) == (True, False, True)
+        serials = {c.serial_number for c in (leaf, own, *members)}
+        assert len(serials) == 4
+        assert min(serials).bit_length() > 100
+
+
 def test_a_user_is_no_server(tmp_path: Path) -> None:
     certificate = loaded(Authority(tmp_path).member(a_key().public_key(), "user", "eve", timedelta(days=30), NOW))
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -43,10 +43,11 @@ class FakeRunners:
         self.asked: list[list[dict[str, Any]]] = []
         self.misbehave: Callable[[dict[str, Any], list[str]], Failure | None] = lambda request, loaded: None
         self.not_finite: dict[str, int] = {}
+        self.first_ns = 7
 
     def __call__(self, limits: Limits, scratch: Path, **how: Any) -> FakeRunner:
         self.asked.append([])
-        return FakeRunner(self, self.asked[-1], limits)
+        return FakeRunner(self, self.asked[-1], limits, scratch)
 
     def requests(self, kind: str) -> list[dict[str, Any]]:
         return [request for runner in self.asked for request in runner if request["do"] == kind]
@@ -57,8 +58,8 @@ class FakeRunner:
 
     pid = os.getpid()
 
-    def __init__(self, parent: FakeRunners, asked: list[dict[str, Any]], limits: Limits) -> None:
-        self._parent, self._asked, self.limits = parent, asked, limits
+    def __init__(self, parent: FakeRunners, asked: list[dict[str, Any]], limits: Limits, folder: Path) -> None:
+        self._parent, self._asked, self.limits, self.folder = parent, asked, limits, folder
         self.alive = True
         self.loaded: list[str] = []
 
@@ -84,7 +85,7 @@ class FakeRunner:
         return Reply({"load_ns": 5, "chosen": {}, "inputs": [], "outputs": []})
 
     def first(self, key: str, inputs: str) -> Reply:
-        return Reply({"first_inference_ns": 7, "not_finite": self._parent.not_finite.get(key, 0)})
+        return Reply({"first_inference_ns": self._parent.first_ns, "not_finite": self._parent.not_finite.get(key, 0), "samples": 5})
 
     def launch(self, keys: list[str], inputs: str, plan: dict[str, Any]) -> Reply:
         summary = {"n": 3, "mean_ns": 2.0, "p50_ns": 2, "p90_ns": 3, "p99_ns": 3, "warmup_inferences": 4, "burst_p50_ns": [2]}
@@ -158,10 +159,25 @@ def test_all_contenders_share_one_fresh_runner(runners: FakeRunners, place: Site
 
 
 def test_the_time_outs_are_those_of_their_phase(runners: FakeRunners, place: Site) -> None:
-    _measure(_work("a", "b"), place, limits=Limits(load_ns=11, run_ns=22))
+    _measure(_work("a", "b"), place, limits=Limits(load_ns=11, run_ns=22_000))
     assert {r["timeout_ns"] for r in runners.requests("load")} == {11}
     assert {r["stage"] for r in runners.requests("load")} == {Stage.LOAD}
-    assert {r["timeout_ns"] for r in runners.requests("launch") + runners.requests("first")} == {22}
+    assert {r["timeout_ns"] for r in runners.requests("launch") + runners.requests("first")} == {22_000}
+
+
+@pytest.mark.parametrize(
+    ("first_ns", "launch_ns", "evaluate_ns"), [(1, 1000, 1000), (50, 3 * 33 * 2 * 50, 3 * 10 * 50), (2000, 12_000, 12_000)]
+)
+def test_a_slow_model_gets_the_time_that_its_first_inference_asks_for(
+    runners: FakeRunners, place: Site, first_ns: int, launch_ns: int, evaluate_ns: int
+) -> None:
+    runners.first_ns, limits = first_ns, Limits(run_ns=1000)
+    _measure(_work("a", "b"), place, limits=limits)  # 2 contenders of one inference, and 8 bursts of 1 + 3
+    assert [r["timeout_ns"] for r in runners.requests("launch")] == [launch_ns]
+    shards = [place.scratch.parent / "inputs.npz"] * 2
+    measure_accuracy(AccuracyWork(_contender("a"), ("", "")), place.scratch / "a.onnx", shards, limits, place)
+    assert [r["timeout_ns"] for r in runners.requests("evaluate")] == [evaluate_ns]
+    assert {r["timeout_ns"] for r in runners.requests("first")} == {1000}
 
 
 def test_the_launch_index_seeds_every_order(runners: FakeRunners, place: Site) -> None:
@@ -282,12 +298,12 @@ def test_options_get_the_devices_threads_and_stay_within_them(runners: FakeRunne
 
 
 def test_io_travels_whole(runners: FakeRunners, place: Site) -> None:
-    mapping = Io((TensorMap("x", "x:0", (0, 2, 1), 0.5, 3),), (TensorMap("y", "y:0"),))
+    mapping = Io((TensorMap("x", "x:0", (0, 2, 1), 0.5, 3),), (TensorMap("y", "y:0", dtype="int64"),))
     contender = Contender("a", Candidate(_contender("a").candidate.artifact, "onnxruntime", {}, mapping))
     _measure(LatencyWork((contender,), Scenario(), "", (0,)), place)
     assert runners.requests("load")[0]["io"] == {
-        "inputs": [{"source": "x", "name": "x:0", "permutation": (0, 2, 1), "scale": 0.5, "zero_point": 3}],
-        "outputs": [{"source": "y", "name": "y:0", "permutation": (), "scale": None, "zero_point": None}],
+        "inputs": [{"source": "x", "name": "x:0", "permutation": (0, 2, 1), "scale": 0.5, "zero_point": 3, "dtype": ""}],
+        "outputs": [{"source": "y", "name": "y:0", "permutation": (), "scale": None, "zero_point": None, "dtype": "int64"}],
     }
 
 
@@ -314,12 +330,13 @@ def test_a_failure_of_a_pass_is_its_outcome(runners: FakeRunners, place: Site) -
     runners.misbehave = lambda request, loaded: _CRASH if request["do"] in ("memory", "evaluate") else None
     path = place.scratch / "a.onnx"
     assert measure_memory(MemoryWork(_contender("a"), ""), path, path, Limits(), place).outcome == _CRASH
-    measured = measure_accuracy(AccuracyWork(_contender("a"), ()), path, [], Limits(), place)
+    measured = measure_accuracy(AccuracyWork(_contender("a"), ("",)), path, [place.scratch.parent / "inputs.npz"], Limits(), place)
     assert (measured.outcome, measured.blobs) == (_CRASH, {})
 
 
 def test_results_outlive_the_measurement_and_nothing_else_does(runners: FakeRunners, place: Site) -> None:
-    measured = measure_accuracy(AccuracyWork(_contender("a"), ("",)), place.scratch / "a.onnx", [place.scratch / "s"], Limits(), place)
+    shards = [place.scratch.parent / "inputs.npz"]
+    measured = measure_accuracy(AccuracyWork(_contender("a"), ("",)), place.scratch / "a.onnx", shards, Limits(), place)
     assert {role: path.read_bytes() for role, path in measured.blobs.items()} == {"outputs": b"outputs", "golden": b"golden"}
     assert sorted(place.scratch.iterdir()) == sorted(measured.blobs.values())
 

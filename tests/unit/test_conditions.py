@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
 
 def _set_temperature(root: Path, milli: int) -> None:
     (root / "sys/class/thermal/thermal_zone0/temp").write_text(f"{milli}\n")
+
+
+def test_a_runner_that_died_at_once_is_followed_no_further(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    watch = Watch(plant(PI4, tmp_path))
+    watch.follow(process.pid)
+    watch.leave()
+    assert watch.conditions().traces
 
 
 def test_traces_are_sampled_every_200_ms(tmp_path: Path, clock: FakeTime) -> None:

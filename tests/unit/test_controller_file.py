@@ -28,13 +28,13 @@ def test_what_is_written_counts(tmp_path: Path) -> None:
 version: 1
 listen: 10.0.0.1:9000
 advertise: farm.example:443
-names: [farm.example, 10.0.0.1]
+names: [farm.example, 10.0.0.1, "::1"]
 authority: {certificate: ca.pem, key: /etc/ca-key.pem}
 certificate_days: 1.5
 """
     settings = load_controller(written(tmp_path, text), None)
     assert (settings.join, settings.main, settings.advertise) == ("10.0.0.1:9000", "10.0.0.1:9001", "farm.example:443")
-    assert settings.names == ("farm.example", "10.0.0.1")
+    assert settings.names == ("farm.example", "10.0.0.1", "::1")
     assert settings.authority == (tmp_path / "ca.pem", Path("/etc/ca-key.pem"))
     assert settings.certificate_s == 1.5 * 86400
 

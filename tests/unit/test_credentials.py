@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_a_damaged_identity_is_said(tmp_path: Path, content: str) -> None:
     (tmp_path / "identity.json").write_text(content)
     with pytest.raises(UserError, match="remove the folder and enroll anew"):
         load_identity(tmp_path)
+
+
+def test_what_a_newer_version_keeps_besides_is_left_alone(tmp_path: Path) -> None:
+    save_key(tmp_path, WHO.key_pem)
+    save_identity(tmp_path, WHO)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "motto": "onwards"}))
+    assert load_identity(tmp_path) == WHO
 
 
 def test_a_folder_that_can_not_be_written_is_said(tmp_path: Path) -> None:

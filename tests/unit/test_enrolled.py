@@ -69,6 +69,20 @@ def test_entries_mean_devices(folder: Path, entries: list[str], names: list[str]
         assert [t.name for t in given.enlist(known).targets] == names
 
 
+def test_an_emulated_device_stands_in_for_no_real_one(folder: Path) -> None:
+    emulated = replace(status("f", board="pi", emulated="yes").device, emulated=True)
+    known = [*KNOWN, DeviceStatus(emulated, emulated.device_class, "ready")]
+    for entries, names in (
+        (["selector: {board: pi}"], ["a", "b", "c"]),
+        (["selector: {board: pi, emulated: 'yes'}"], ["f"]),
+        (["name: f"], ["f"]),
+    ):
+        assert [t.name for t in fleet(folder, *entries).enlist(known).targets] == names
+    with pytest.raises(FleetFileError) as caught:
+        fleet(folder, "selector: {board: pi}, count: 4").enlist(known)
+    assert "meant by no other: a, b, c; emulated, so taken only with 'emulated: yes' in the selector: f" in str(caught.value)
+
+
 def test_a_device_s_own_limits_and_runtimes_count(folder: Path) -> None:
     able = (Capability("onnxruntime", "CPU", "1", True), Capability("tflite", "none", "1", False), Capability("openvino", "CPU", "1", True))
     known = [replace(s, device=replace(s.device, capabilities=able)) for s in KNOWN]

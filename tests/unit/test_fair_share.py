@@ -15,7 +15,7 @@ import pytest
 from controller.artifacts import ArtifactStore
 from controller.farm import Farm
 from controller.shares import Shares
-from controller.store import SqlStore
+from controller.store import Share, SqlStore
 from edgefarm.model import Order, OrderEnded
 from tests.fakes.devices import FakeClock, FakeDevice
 from tests.fakes.orders import a_device, an_attempt, an_order
@@ -53,6 +53,26 @@ def test_a_host_that_nobody_wants_is_forgotten() -> None:
     shares.settle(1000.0, {"g": "anna"}, {"g": {"anna"}})
     shares.settle(1001.0, {"h": "anna"}, {"h": {"anna", "bob"}, "g": {"anna"}})
     assert shares.used == {("h", "anna"): 0.0, ("h", "bob"): 0.0, ("g", "anna"): 1001.0}
+
+
+def test_what_is_kept_is_what_competition_needs() -> None:
+    shares = Shares()
+    both = {"h": {"anna", "bob"}, "g": {"anna"}}
+    shares.settle(10.0, {"h": "anna", "g": "anna"}, both)
+    shares.settle(13.0, {"h": "bob", "g": "anna"}, both)
+    assert shares.to_keep("h") == [Share("h", "anna", 3000, True), Share("h", "bob", 0, True)]
+    assert shares.to_keep("g") == [], "nobody competes"
+    shares.settle(14.0, {"g": "anna"}, {"g": {"anna"}})
+    assert shares.to_keep("h") == []
+
+
+def test_a_later_process_goes_on_where_the_earlier_one_was() -> None:
+    kept = [Share("h", "anna", 30_000, True), Share("h", "bob", 20_000, True), Share("h", "carl", 5_000, False)]
+    shares = Shares(kept)
+    shares.settle(1000.0, {"h": "anna"}, {"h": {"anna", "bob", "carl", "dora"}})
+    assert shares.used == {("h", "anna"): 30.0, ("h", "bob"): 20.0, ("h", "carl"): 20.0, ("h", "dora"): 20.0}
+    shares.settle(1001.0, {"h": "bob"}, {"h": {"anna", "bob"}})
+    assert shares.used["h", "anna"] == 31.0
 
 
 @dataclass
@@ -157,6 +177,41 @@ def test_ten_drivers_of_five_users_share_four_devices(farm: Farm, clock: FakeClo
         trials = sorted((t for t in fleet.journal if t.host == host), key=lambda t: t.begin_s)
         assert len(trials) > 10
         assert [(a, b) for a, b in pairwise(trials) if b.begin_s < a.end_s] == [], "two at once in one measure domain"
+
+
+def test_a_restart_of_the_controller_forgives_nothing(tmp_path: Path, clock: FakeClock) -> None:
+    """Bob had a device leased while anna waited: she comes first now, also where the controller has been started again."""
+    store = SqlStore(tmp_path / "store.db")
+
+    def started() -> FakeFleet:
+        farm = Farm(store, ArtifactStore(tmp_path / "artifacts"), clock=clock, wall=lambda: 1000)
+        return FakeFleet(farm, clock, {"a": FakeDevice(farm, a_device("a", "h1"))}, {"anna": 10.0, "bob": 10.0}, runs)
+
+    runs = {store.open_run(o, "spec", "{}", o, {}, 1).name: o for o in ("anna", "bob")}
+    store.save_shares("h0", [Share("h0", "anna", 1, True)])
+    fleet = started()
+    fleet.devices["a"].attach()
+    fleet.farm.lease(["a"], "bob", 1e6)
+    for owner in ("anna", "bob"):
+        fleet.farm.submit([an_order(f"{owner}@1/{n}", f"{owner}@1", "a", (0,)) for n in range(60)])
+    fleet.take()
+    for _ in range(20):
+        fleet.step()
+    assert {t.owner for t in fleet.journal} == {"bob"}
+    clock.now = 5.0  # of another boot, perhaps
+    fleet = started()
+    fleet.farm.release(["a"], "bob")
+    fleet.held["a"] = deque(o for o in fleet.devices["a"].attach() if isinstance(o, Order))
+    assert len(fleet.held["a"]) == 2
+    fleet.begin("a")
+    for _ in range(15):
+        fleet.step()
+    assert [t.owner for t in fleet.journal[:15]] == ["bob"] * 2 + ["anna"] * 13
+    assert {s.host for s in store.shares()} == {"h1"}, "the one of an earlier boot is forgotten"
+    for run in runs:
+        fleet.farm.cancel_run(run)
+    assert store.shares() == []
+    store.close()
 
 
 def test_a_user_who_comes_late_is_served_soon_and_then_fairly(farm: Farm, clock: FakeClock) -> None:

@@ -83,7 +83,10 @@ def test_a_stand_in_says_so() -> None:
 def test_a_quantised_conversion_never_stands_in() -> None:
     groups, unable = plan(XNNPACK, builds=(INT8, TFLITE_INT8))
     assert groups == []
-    assert unable[0].reason == "it cannot run the source: onnxruntime is not among its runtimes"
+    reason = "it cannot run the source: onnxruntime is not among its runtimes"
+    wanted = "; tflite-int8 is no plain conversion, so it can't stand in: give a float one under model.alternatives"
+    assert unable[0].reason == reason + wanted
+    assert plan(XNNPACK, builds=(INT8,))[1][0].reason == reason
 
 
 def test_formats_that_programs_do_not_expect_are_left_out() -> None:

@@ -42,6 +42,29 @@ def test_tflite_that_is_quantised_says_how(tmp_path: Path) -> None:
     assert signature.integers == 1
 
 
+def test_weights_behind_the_flatbuffer_are_seen(tmp_path: Path) -> None:
+    inside = inspect_model(models_tflite.conv_net(tmp_path))
+    path = models_tflite.outside(tmp_path / "model.tflite")
+    assert inspect_model(path) == inside
+    path.write_bytes(path.read_bytes()[:-64])
+    with pytest.raises(UserError, match=r"weights up to byte \d+ are asked for, the file has \d+"):
+        inspect_model(path)
+
+
+def test_a_scale_of_nothing_is_none(tmp_path: Path) -> None:
+    """As converters write it for tensors that they did not quantise."""
+    graph = zoo_tflite._Graph()
+    x, y = (graph.tensor(name, [1, 4], "int32", scale=[0.0]) for name in "xy")
+    graph.operator(zoo_tflite._OPERATORS.ADD, [x, x], [y])
+    signature = inspect_model(graph.save(tmp_path, [x], [y]))
+    assert [(s.scale, s.zero_point) for s in (*signature.inputs, *signature.outputs)] == [(None, None)] * 2
+
+
+def test_a_file_of_several_functions(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.tflite: holds the signatures 'encode', 'decode', each a graph of its own; export the one"):
+        inspect_model(zoo_tflite.two_functions(tmp_path))
+
+
 def test_openvino(tmp_path: Path) -> None:
     source = load_source(converted(tmp_path))
     assert source.signature.inputs == (TensorSpec("x", "float32", (None, 3, 8, 8)),)

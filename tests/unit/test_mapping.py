@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agent.runner.mapping import Bound, Feeds, Tensor
 from agent.runtimes import RuntimeFailure, TensorSpec
+from edgefarm.mapping import decoder, holds
 from edgefarm.model import FailureKind, Io, TensorMap
 
 
@@ -122,6 +123,59 @@ def test_inputs_that_do_not_fit_are_refused_and_never_cast(spec: TensorSpec, io:
     with pytest.raises(RuntimeFailure, match=said) as caught:
         Bound(FakeModel([spec]), io).feeds(shard)
     assert caught.value.kind is FailureKind.IO_CHANGED
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other", "values", "fit"),
+    [
+        ("int64", "int32", [0, -(2**31), 2**31 - 1], True),
+        ("int64", "int32", [0, 2**31], False),
+        ("int32", "int64", [-5, 7], True),
+        ("uint8", "int8", [127, 128], False),
+        ("uint8", "float32", [0, 255], True),
+        ("int64", "float32", [2**24, 2**24 + 1], False),
+        ("bool", "uint8", [True, False], True),
+        ("float32", "float16", [0.1, 65504.0], True),
+        ("float32", "float16", [0.1, 1e6], False),
+        ("float64", "float32", [np.inf, 0.1], True),
+    ],
+)
+def test_numbers_in_another_type(dtype: str, other: str, values: list[Any], fit: bool) -> None:
+    """They go in and come out as the source's, or are refused before the model sees them."""
+    model = FakeModel([_x(1, None, dtype=other, name="v")], ["w"])
+    bound = Bound(model, _io(TensorMap("x", "v", dtype=dtype), outputs=(TensorMap("y", "w", dtype=dtype),)))
+    x = np.array([values], dtype)
+    if not fit:
+        with pytest.raises(RuntimeFailure, match=f"'x' holds .*, but the variant takes {other}, which does not hold") as caught:
+            bound.feeds({"x": [x]})
+        assert caught.value.kind is FailureKind.IO_CHANGED
+        return
+    (back,) = bound.run(bound.feeds({"x": [x]})[0])
+    assert (model.fed["v"].dtype, back.dtype) == (other, dtype)
+    np.testing.assert_allclose(back, x, rtol=1e-3)
+    with pytest.raises(RuntimeFailure, match=f"the model takes {dtype}"):
+        bound.feeds({"x": [x.astype(other)]})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other", "held"),
+    [
+        ("int64", "int32", True),
+        ("float32", "float16", True),
+        ("bool", "float32", True),
+        ("float32", "int8", False),
+        ("str", "int64", False),
+        ("int64", "str", False),
+        ("sequence", "float32", False),
+        ("float32", "bfloat999", False),
+    ],
+)
+def test_which_types_may_hold_others(dtype: str, other: str, held: bool) -> None:
+    assert holds(dtype, other) is held
+
+
+def test_whole_numbers_that_come_as_floats_are_rounded_not_cut() -> None:
+    assert decoder(TensorMap("n", "n", dtype="int64"))(np.array([2.9999998, -1.0000001], np.float32)).tolist() == [3, -1]
 
 
 def test_inputs_of_different_number_are_refused() -> None:

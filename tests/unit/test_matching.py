@@ -16,9 +16,10 @@ from edgefarm.model import FailureKind, Io, TensorMap
 from optimizer.dataset import Dataset
 from optimizer.drift import drift
 from optimizer.io_maps import as_json, by_order, chain, feeds, from_json, is_plain, through
-from optimizer.matching import layouts, match
+from optimizer.matching import match
 from optimizer.passes import PassFailure
 from optimizer.signature import Signature, TensorSpec
+from optimizer.ways import layouts
 
 LAST = (0, 2, 3, 1)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5)
@@ -114,6 +115,14 @@ def test_samples_and_functions_through_a_mapping() -> None:
     assert is_plain(Io((TensorMap("x", "x"),), (TensorMap("y", "y"),)))
 
 
+def test_samples_that_a_variant_does_not_hold() -> None:
+    io, inputs = Io((TensorMap("t", "u", dtype="int64"),), ()), (TensorSpec("u", "int32", (1, 2)),)
+    assert feeds(Dataset({"t": np.array([[[1, 2**31 - 1]]])}), io, inputs).inputs["u"].dtype == np.int32
+    with pytest.raises(PassFailure, match="input 't' holds 2147483648, but 'u' is int32, which does not hold that number") as caught:
+        feeds(Dataset({"t": np.array([[[1, 2]], [[3, 2**31]]])}), io, inputs)
+    assert caught.value.kind is FailureKind.IO_CHANGED
+
+
 def other_of(weights: Any, *, turned: bool = False, into: str = "in", out: str = "out") -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     def run(given_: Mapping[str, Any]) -> dict[str, Any]:
         x = given_[into].astype(np.float32)
@@ -184,6 +193,84 @@ def test_ambiguous_inputs_are_refused_unless_names_decide() -> None:
     named = signature({"serving_default_b:0": (1, 6), "serving_default_a:0": (1, 6)}, {"y": (1, 6)})
     io = match(PAIR, run, named, combine("serving_default_a:0", "serving_default_b:0", 1.0), data, 0.05)
     assert [m.name for m in io.inputs] == ["serving_default_a:0", "serving_default_b:0"]
+
+
+WIDE = {f"{side}{i}": (1, 6) for i in range(4) for side in "ab"}
+
+
+def wide(prefix: str, order: int = 1) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    return lambda given_: {"y": sum((i + 1) * given_[f"{prefix}{name}"] for i, name in enumerate(list(WIDE)[::order]))}
+
+
+def test_many_inputs_of_one_shape_are_known_by_name_or_refused_at_once() -> None:
+    """Their orders are more than can be tried."""
+    source, data = signature(WIDE, {"y": (1, 6)}), samples(**WIDE)
+    named = signature({f"serving_default_{n}": s for n, s in reversed(WIDE.items())}, {"y": (1, 6)})
+    io = match(source, wide(""), named, wide("serving_default_"), data, 0.05)
+    assert [(m.source, m.name) for m in io.inputs] == [(n, f"serving_default_{n}") for n in WIDE]
+    with pytest.raises(PassFailure, match="not the same network"):  # the names are right, the network is not
+        match(source, wide(""), named, wide("serving_default_", -1), data, 0.05)
+    nameless = signature({f"arg_{n}": s for n, s in WIDE.items()}, {"y": (1, 6)})
+    with pytest.raises(PassFailure, match="in too many ways; export it with the source's input names"):
+        match(source, wide(""), nameless, wide("arg_"), data, 0.05)
+
+
+def test_inputs_that_cannot_all_be_fed_are_refused_at_once() -> None:
+    """One of twelve is too small: twelve factorial dead ends."""
+    source = signature({f"i{n}": (1, 6) for n in range(12)}, {"y": (1, 6)})
+    other = signature({f"o{n}": (1, 6) if n else (1, 5) for n in range(12)}, {"y": (1, 6)})
+    data = samples(**{f"i{n}": (1, 6) for n in range(12)})
+    with pytest.raises(PassFailure, match=r"in too many ways|don't fit"):
+        match(source, lambda g: {"y": g["i0"]}, other, lambda g: {"y": g["o1"]}, data, 0.05)
+
+
+def test_many_layouts_of_named_inputs_leave_those_of_converters() -> None:
+    """Three cubes: 216 ways to turn them."""
+    cubes = signature(dict.fromkeys("abc", (4, 4, 4, 4)), {"y": (4, 4, 4, 4)})
+    places = np.random.default_rng(4).normal(size=(4, 4, 4, 4)).astype(np.float32)
+    io = match(
+        cubes,
+        lambda g: {"y": places * (g["a"] + 2 * g["b"] - g["c"])},
+        cubes,
+        lambda g: {"y": places * (g["a"] + 2 * g["b"] - g["c"]).transpose(0, 3, 1, 2)},
+        samples(a=(4, 4, 4, 4), b=(4, 4, 4, 4), c=(4, 4, 4, 4)),
+        0.05,
+    )
+    assert {m.permutation for m in io.inputs} == {LAST}
+
+
+@pytest.mark.parametrize("off", [0, 1])
+def test_indices_are_equal_or_not(off: int) -> None:
+    """Of a thousand classes two neighbours are near as numbers."""
+    source, other = signature({"a": (1, 6)}, {"best": (1,)}), signature({"a": (1, 6)}, {"label": (1,)})
+
+    def best(shift: int, dtype: str, name: str) -> Callable[[Any], Any]:
+        return lambda g: {name: (500 + g["a"].argmax(axis=1) + shift).astype(dtype)}
+
+    data = Dataset({"a": np.random.default_rng(3).normal(size=(8, 1, 6)).astype(np.float32)})
+    arguments = (source, best(0, "int64", "best"), other, best(off, "int32", "label"), data, 0.05)
+    if off:
+        with pytest.raises(PassFailure, match=r"'label' is off by 0\.875"):
+            match(*arguments)
+        return
+    (mapping,) = match(*arguments).outputs
+    assert mapping == TensorMap("best", "label", dtype="int64")
+    assert decoder(mapping)(np.array([3], np.int32)).dtype == np.int64
+
+
+def test_the_nearer_of_two_alike_outputs_is_taken() -> None:
+    """Two heads that nearly agree, in a quantised file that lists them the other way round."""
+    two = signature({"a": (1, 6)}, {"one": (1, 6), "two": (1, 6)})
+    other = signature({"a": (1, 6)}, {"o1": (1, 6), "o2": (1, 6)})
+    io = match(
+        two,
+        lambda g: {"one": g["a"], "two": 1.05 * g["a"]},
+        other,
+        lambda g: {"o1": 1.07 * g["a"], "o2": 0.96 * g["a"]},
+        samples(a=(1, 6)),
+        0.3,
+    )
+    assert [(m.source, m.name) for m in io.outputs] == [("one", "o2"), ("two", "o1")]
 
 
 def test_outputs_in_another_order() -> None:

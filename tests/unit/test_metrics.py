@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import queue
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,12 @@ from agent.sensors import Absent, Observation, Reading, Setting, collect_by_sens
 from agent.telemetry import Reporter
 from controller.artifacts import ArtifactStore
 from controller.farm import Farm
+from controller.metrics import Listener
+from controller.report.kept import keep
 from controller.sessions import Peer
 from controller.store import SqlStore
 from controller.telemetry import Relay
+from edgefarm.digest import digest_bytes
 from edgefarm.errors import Busy, StorageError
 from edgefarm.metrics import DEVICE_METRICS, render
 from edgefarm.model import AgentBody, ContenderResult, Failure, FailureKind, Family, LatencyResult, MemoryResult, Series, Telemetry, Welcome
@@ -79,6 +84,11 @@ def test_two_readings_of_one_source_are_one_series(tmp_path: Path) -> None:
     ]
     families = page(tmp_path, sensors=lambda: {"temperature": twice}).families()
     assert series_of(families, "edgefarm_temperature_celsius") == {("soc",): 41.0}
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_whether_the_device_is_emulated(tmp_path: Path, emulated: bool) -> None:
+    assert series_of(page(tmp_path, emulated=emulated).families(), "edgefarm_device_emulated") == {(): float(emulated)}
 
 
 def test_counters_begin_with_zero_and_count(tmp_path: Path) -> None:
@@ -239,3 +249,46 @@ def test_the_text_of_a_page() -> None:
         'edgefarm_trials_total{device="pi",outcome="a\\"b\\n"} 3.0',
         'edgefarm_trials_total{device="nano",outcome="a\\"b\\n"} 3.0',
     ]
+
+
+def test_a_report_that_somebody_took_away_leaves_the_page_whole(tmp_path: Path) -> None:
+    store = SqlStore(":memory:")
+    farm = Farm(store, ArtifactStore(tmp_path))
+    listener = Listener(farm, "127.0.0.1:0")
+    farm.attach(Peer("d", certified=True), a_hello(a_device("d")), lambda: None)
+    device = {"name": "d", "winner": {"accuracy": {"metric": "top1", "value": 0.5}}}
+    digest = keep({"model": {"name": "net"}, "devices": [device]}, farm.put)
+    for name, report in (("c", digest), ("b", digest_bytes(b"not there"))):
+        farm.update_run(replace(farm.open_run(name, "spec", "{}", "me", {}), state="done", report_digest=report))
+    page = listener._metrics()[1].decode()
+    assert 'edgefarm_controller_runs{state="done"} 2.0' in page
+    assert [line.rpartition(" ")[2] for line in page.splitlines() if line.startswith("edgefarm_model_metric{")] == ["0.5"]
+    listener.stop()
+    store.close()
+
+
+def test_a_run_that_is_taken_up_again_is_not_done_any_more(tmp_path: Path) -> None:
+    store = SqlStore(":memory:")
+    farm = Farm(store, ArtifactStore(tmp_path))
+    listener = Listener(farm, "127.0.0.1:0")
+
+    def shown() -> tuple[set[str], set[str]]:
+        lines = listener._metrics()[1].decode().splitlines()
+        runs = {line for line in lines if line.startswith("edgefarm_controller_runs{")}
+        return runs, {line.rpartition(" ")[2] for line in lines if line.startswith("edgefarm_model_metric{")}
+
+    def report(value: float) -> str:
+        accuracy = {"metric": "top1", "value": value}
+        return json.dumps({"model": {"name": "net"}, "devices": [{"name": "d", "winner": {"accuracy": accuracy}}]})
+
+    farm.attach(Peer("d", certified=True), a_hello(a_device("d")), lambda: None)
+    first = farm.open_run("c", "spec", "{}", "me", {})
+    farm.update_run(replace(first, state="done", report=report(0.5), finished_unix_ms=1))
+    assert shown() == ({'edgefarm_controller_runs{state="done"} 1.0'}, {"0.5"})
+    farm.update_run(replace(first, state="measuring"))
+    assert shown() == ({'edgefarm_controller_runs{state="measuring"} 1.0'}, {"0.5"})
+    farm.update_run(replace(first, state="done", report=report(0.75), finished_unix_ms=2))
+    farm.open_run("c", "another", "{}", "me", {})
+    assert shown() == ({'edgefarm_controller_runs{state="done"} 1.0', 'edgefarm_controller_runs{state="open"} 1.0'}, {"0.75"})
+    listener.stop()
+    store.close()

@@ -18,6 +18,9 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 GENERATOR: dict[str, Any] = runpy.run_path(str(DEPLOY / "grafana" / "dashboards.py"))
 # Of programs that serve a model.
 LIVE = {"edgefarm_inference_latency_seconds_bucket", "edgefarm_inference_requests_total"}
+# Of a service in a compose file, those that are used here and documented.
+KEYS = {"build", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image", "network_mode", "ports", "read_only",
+        "restart", "security_opt", "stop_grace_period", "stop_signal", "tmpfs", "volumes"}  # fmt: skip
 
 
 def rules(kind: str) -> dict[str, str]:
@@ -76,10 +79,16 @@ def test_the_compose_file_names_files_that_exist_and_opens_little() -> None:
     for service in services.values():
         assert service["cap_drop"] == ["ALL"]
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
-        for volume in service["volumes"]:
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["restart"] == "unless-stopped"
+        for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             assert (DEPLOY / source).exists() if source.startswith(".") else source in compose["volumes"]
-    assert [p for p in services["controller"]["ports"] if not p.startswith("127.0.0.1:")] == ["7443:7443", "7444:7444"]
+    assert {name for name, service in services.items() if "ports" in service} == {"network"}
+    assert {service.get("network_mode") for name, service in services.items() if name != "network"} == {"service:network"}
+    assert [p for p in services["network"]["ports"] if not p.startswith("127.0.0.1:")] == ["7443:7443", "7444:7444"]
+    keys = {key for service in services.values() for key in service}
+    assert keys <= KEYS, "https://docs.docker.com/reference/compose-file/services/"
     copied = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     kept = set(re.findall(r"^!(.+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE))
     assert {name for line in copied for name in line.split()} == kept

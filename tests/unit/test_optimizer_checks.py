@@ -15,6 +15,7 @@ from optimizer.dataset import Dataset
 from optimizer.passes import PassFailure, load_path
 from optimizer.source import Signature, TensorSpec
 from tests import models_optimizer as zoo
+from tests import zoo as zoo_of_oddities
 
 FAKE = load_path("tests.fake_passes:FakePass")
 INTEGER = load_path("tests.fake_passes:FakeInteger")
@@ -49,6 +50,24 @@ def test_drift_beyond_the_limit(tmp_path: Path) -> None:
     assert found.kind is FailureKind.NUMERIC
     assert "output 'logits' is off by" in found.detail
     assert "allowed is 0.1" in found.detail
+
+
+def classifier(folder: Path, name: str, scale: float, noise: float) -> Path:
+    """x: float32[N, 16] -> best: int64[N]; nothing else comes out."""
+    weights = scale * zoo_of_oddities._weights(1, 16, 10) + noise * zoo_of_oddities._weights(2, 16, 10)
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["m"]), onnx.helper.make_node("ArgMax", ["m"], ["best"], axis=1, keepdims=0)]
+    ends = [zoo_of_oddities._value("x", ["N", 16])], [zoo_of_oddities._value("best", ["N"], onnx.TensorProto.INT64)]
+    (folder / name).mkdir()
+    return zoo_of_oddities._save(folder / name, nodes, *ends, {"w": weights})
+
+
+def test_indices_alone_are_compared_too(tmp_path: Path) -> None:
+    probe = Dataset({"x": np.random.default_rng(0).normal(size=(20, 1, 16)).astype(np.float32)})
+    parent, near, broken = (classifier(tmp_path, n, *how) for n, how in (("a", (1, 0)), ("b", (1, 0.1)), ("c", (-1, 0))))
+    checks.check(parent, near, FAKE, probe)
+    with pytest.raises(PassFailure, match=r"output 'best': \d+% of the values are others than the parent's") as caught:
+        checks.check(parent, broken, FAKE, probe)
+    assert caught.value.kind is FailureKind.NUMERIC
 
 
 def test_nan_names_the_sample(tmp_path: Path) -> None:

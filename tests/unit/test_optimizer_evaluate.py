@@ -44,7 +44,7 @@ def test_distances() -> None:
     assert METRICS["mae"].per_sample(outputs, targets).tolist() == [1.0, 0.0]
     assert METRICS["mse"].per_sample(outputs, targets).tolist() == [2.0, 0.0]
     assert METRICS["cosine"].per_sample(outputs, targets) == pytest.approx([4 / np.sqrt(20), 1.0])
-    assert METRICS["mae"].reduction([LOGITS], targets) == Reduction("raw")
+    assert METRICS["mae"].reduction([LOGITS], targets) == Reduction("raw", "logits")
     assert not METRICS["mae"].higher_is_better
     assert METRICS["cosine"].higher_is_better
 

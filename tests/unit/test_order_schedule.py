@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -52,6 +52,9 @@ CASES = {
     "two hosts work at the same time": Case((w("1", "a", 1), w("2", "b", 2)), (d("a"), d("b")), (("1", "a"), ("2", "b"))),
     "an order of a class goes to one of it": Case(
         (w("1", "", 1, device_class="k"), w("2", "", 2, device_class="other")), (d("a"), d("b")), (("1", "a"),)
+    ),
+    "an order of a class goes to none that its run does not name": Case(
+        (replace(w("1", "", 1, device_class="k"), devices=frozenset({"b", "c"})),), (d("a"), d("b")), (("1", "b"),)
     ),
     "idle hosts first, then prefetch": Case(
         (w("1", "", 1, device_class="k"), w("2", "", 2, device_class="k"), w("3", "", 3, device_class="k")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def test_the_second_probe_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch, 
     assert cached_capabilities(None, tmp_path) is None
 
 
+def test_what_was_proved_counts_although_it_cannot_be_kept(tmp_path: Path, lock: Path) -> None:
+    (tmp_path / "probe.json").mkdir()
+    found = probe_capabilities(["onnxruntime"], tmp_path, lock=lock)
+    assert [c.available for c in found if c.runtime == "onnxruntime"] == [True]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"key": 1}', b'{"key": KEY, "capabilities": [{"odd": 1}]}'])
 def test_a_damaged_cache_is_no_cache(content: bytes, tmp_path: Path) -> None:
     key = json.dumps(probe._cache_key(None)).encode()
@@ -72,7 +79,8 @@ def test_a_cancelled_probe_leaves_no_cache(tmp_path: Path, lock: Path) -> None:
     assert not (tmp_path / "probe.json").exists()
 
 
-def test_fingerprint_of_a_board(tmp_path: Path) -> None:
+def test_fingerprint_of_a_board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     found = fingerprint(2, plant(PI4, tmp_path))
     assert found["cpu"] == "Raspberry Pi 4 Model B"
     assert found["simd"] == "asimd"
@@ -82,7 +90,8 @@ def test_fingerprint_of_a_board(tmp_path: Path) -> None:
     assert found["onnxruntime"]
 
 
-def test_fingerprint_of_a_laptop(tmp_path: Path) -> None:
+def test_fingerprint_of_a_laptop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     found = fingerprint(1, plant(LAPTOP, tmp_path))
     assert found["cpu"] == "Example(R) CPU @ 2.40GHz"
     assert found["simd"] == "sse4_2 avx avx2 fma avx512_vnni"
@@ -191,6 +200,27 @@ def test_an_emulated_device_shares_no_class_with_a_real_one(monkeypatch: pytest.
     emulated = fingerprint(1, plant({**PI4, **_VIRT, "proc/cpuinfo": _CORTEX_A72.format("125.00")}, tmp_path / "b"))
     assert "emulated" not in real
     assert emulated == {**real, "emulated": "a virtual machine without hardware support (QEMU TCG)"}
+
+
+def test_a_translated_program_has_not_the_instructions_of_the_processor_below(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    root = plant({**BARE, "proc/cpuinfo": "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: sse4_2 avx2\n"}, tmp_path)
+    found = fingerprint(1, root)
+    assert (found["cpu"], found["simd"]) == ("AMD EPYC", "")
+    assert found["emulated"] == "programs for arm are translated on a processor of x86"
+    assert labels(root)["emulated"] == "yes"
+
+
+def test_a_translator_of_programs_for_its_own_processor_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """QEMU answers for /proc/self/exe, and only where the path is written so."""
+    root, truth = plant(PI4, tmp_path), os.readlink
+    answers = {f"{root}/proc/self/exe": "/usr/bin/python3", f"{root}/proc//self/exe": "/usr/bin/qemu-aarch64-static"}
+
+    def readlink(path: str) -> str:
+        return answers.get(path) or truth(path)
+
+    monkeypatch.setattr(os, "readlink", readlink)
+    assert emulation(root, "aarch64") == "programs are translated by qemu-aarch64-static"
 
 
 def test_host_id_is_the_boot_id(tmp_path: Path) -> None:

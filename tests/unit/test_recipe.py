@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_neither_auto_nor_list() -> None:
 
 
 def test_auto_for_convolutions() -> None:
-    plans = expand("auto", Space(CONV, True), 40)
+    plans = expand("auto", Space(CONV, True, formats=ONNX), 40)
     assert names(plans)[:2] == ["int8-static", "int8-static-per-channel"]
     assert {"int8-static-conv", "int8-static-matmul", "int8-static-signed", "int8-dynamic", "graph", "fp16"} <= set(names(plans))
     assert len({p.key for p in plans}) == len(plans) == len(set(names(plans)))
@@ -154,7 +155,7 @@ def test_the_table_names_files() -> None:
 
 
 TFLITE = Signature(SPEC, SPEC, 3, "tflite", op_types={"CONV_2D": 2}, weight_dtypes={"float32": 2})
-GIVEN = ((Step("alternative", {"file": "/m.tflite", "digest": "sha256:0"}), TFLITE),)
+GIVEN = ((Step("alternative", {"file": "m.tflite", "digest": "sha256:0"}), TFLITE),)
 
 
 BOTH = Space(CONV, True, GIVEN)
@@ -171,6 +172,30 @@ def test_auto_makes_what_some_device_runs() -> None:
     assert made("tflite", space=Space(CONV, True)) == set()
     assert made("tflite", "openvino", space=Space(TFLITE, True)) == {"quantize_tflite", "to_openvino"}
     assert made("openvino", space=Space(Signature(SPEC, SPEC, 11, "openvino"), True)) == set()
+
+
+@given(
+    limit=st.integers(0, 30),
+    convolutions=st.integers(0, 3),
+    products=st.integers(0, 9),
+    samples=st.booleans(),
+    formats=st.sets(st.sampled_from(["onnx", "tflite", "openvino"]), min_size=1),
+)
+def test_no_format_is_starved_by_a_budget(limit: int, convolutions: int, products: int, samples: bool, formats: set[str]) -> None:
+    """Whatever a budget leaves, no format is two plans ahead of another one that has plans left."""
+    facts = {"Conv": convolutions, "MatMul": products, "Add": 1}
+    source = Signature(SPEC, SPEC, 17, "onnx", op_types=facts, weight_dtypes={"float32": 1})
+    space = Space(source, samples, GIVEN, frozenset(formats))
+
+    def counts(plans: list[Plan]) -> Counter[str]:
+        return Counter(
+            load_pass(p.steps[-1].pass_name).writes or ("tflite" if p.steps[0].pass_name == "alternative" else "onnx") for p in plans
+        )
+
+    everything, some = counts(expand("auto", space, 99)), counts(expand("auto", space, limit))
+    assert set(everything) == formats
+    waiting = [f for f in formats if some[f] < everything[f]]
+    assert all(some[other] <= some[f] + 1 for f in waiting for other in formats)
 
 
 def test_a_recipe_starts_from_what_its_first_pass_reads() -> None:

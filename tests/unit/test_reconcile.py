@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.reconcile import Difference, HeldOrder, KnownDeployment, is_supported, reconcile
+from controller.reconcile import Difference, HeldOrder, KnownDeployment, reconcile
 from edgefarm.model import AttemptId, Cancel, DeploymentState, DeploymentStatus, LatencyWork
 from tests.fakes.orders import a_deployment, a_hello, a_memory_order, an_order
 
@@ -58,8 +58,14 @@ def test_orders_that_are_not_wanted_are_cancelled_once() -> None:
 
 def test_an_old_agent_is_told_nothing() -> None:
     hello = a_hello(protocol=0, open_orders=("old",), deployments=(_status(1, DeploymentState.COMMITTED),))
-    difference = reconcile(hello, [HeldOrder(an_order(), frozenset())], [_known(2, DeploymentState.ORDERED)])
+    difference = reconcile(hello, [HeldOrder(an_order(), frozenset())], [_known(2, DeploymentState.ORDERED)], too_old=True)
     assert difference == Difference(learned=(_status(1, DeploymentState.COMMITTED),))
+
+
+def test_a_state_that_only_a_newer_agent_knows_is_not_learned() -> None:
+    said = _status(2, DeploymentState.UNSPECIFIED)
+    difference = reconcile(a_hello(deployments=(said,)), [], [_known(2, DeploymentState.ORDERED)])
+    assert difference == Difference()  # the device speaks of it itself: it is not sent again
 
 
 ORDERED, STAGED, COMMITTED = DeploymentState.ORDERED, DeploymentState.STAGED, DeploymentState.COMMITTED
@@ -99,12 +105,3 @@ def test_a_model_is_compared_with_itself_only() -> None:
     difference = reconcile(a_hello(deployments=(other,)), [], [_known(1, ORDERED)])
     assert [d.model for d in difference.deploy] == ["m"]
     assert difference.learned == (other,)
-
-
-@pytest.mark.parametrize(
-    ("ours", "supported", "too_old"),
-    [(1, {1, 2, 9}, {0}), (2, {1, 2, 3}, {0}), (3, {1, 2, 3, 4}, {0}), (4, {2, 3, 4, 5}, {0, 1}), (9, {7, 8, 9, 10}, {0, 1, 6})],
-)
-def test_agents_of_two_protocols_before_are_served(ours: int, supported: set[int], too_old: set[int]) -> None:
-    assert all(is_supported(protocol, ours) for protocol in supported)
-    assert not any(is_supported(protocol, ours) for protocol in too_old)

@@ -16,6 +16,7 @@ from controller.roles import Caller
 from controller.store import SqlStore
 from edgefarm.credentials import parse_token, proof_of_key
 from edgefarm.errors import Denied, NotFound, ProtocolError, UserError
+from edgefarm.model import User
 from tests.fakes.certificates import a_key, a_request
 
 START_MS = 1_800_000_000_000
@@ -144,15 +145,74 @@ def test_only_requests_with_their_own_key_on_the_right_curve(place: Place) -> No
 # Users
 
 
-def test_a_user_has_a_role_and_a_new_token_another_key(place: Place) -> None:
-    first = place.enroll("", a_key(), place.registry.add_user("ann", "viewer"))
-    assert place.registry.caller(first) == Caller("user", "ann", "viewer")
-    second = place.enroll("ann", a_key(), place.registry.add_user("ann", "admin"))
-    assert place.registry.caller(second) == Caller("user", "ann", "admin")
-    with pytest.raises(Denied, match="was replaced"):
-        place.registry.caller(first)
+def test_a_user_is_logged_in_on_several_machines(place: Place) -> None:
+    keys = [a_key(), a_key()]
+    certificates = [place.enroll("", key, place.registry.add_user("ann", "viewer")) for key in keys]
+    for registry in (place.registry, place.again()):
+        assert [registry.caller(c) for c in certificates] == [Caller("user", "ann", "viewer")] * 2
+        assert registry.users() == [User("ann", "viewer", "good", 2, START_MS)]
+    place.enroll("", keys[0], place.registry.add_user("ann"))  # the first machine once more
+    assert place.registry.users()[0].machines == 2
+    assert [renewed(place.registry, c, k) != c for c, k in zip(certificates, keys)] == [True, True]
+
+
+def test_machines_of_a_user_are_limited(place: Place) -> None:
+    certificates = [place.enroll("", a_key(), place.registry.add_user("ann")) for _ in range(17)]
+    assert place.registry.users()[0].machines == 16
+    assert place.registry.caller(certificates[1]).name == "ann"
+    with pytest.raises(Denied, match=r"key counts no more; an admin's 'controller user add ann' gives a token for 'controller login'"):
+        place.registry.caller(certificates[0])
+
+
+def test_a_role_counts_at_once_and_stays_where_none_is_named(place: Place) -> None:
+    certificate = place.enroll("", a_key(), place.registry.add_user("ann", "admin"))
+    second = place.registry.add_user("ann")
+    assert place.registry.caller(certificate).role == "admin"
+    assert place.registry.caller(place.enroll("", a_key(), second)).role == "admin"
+    unused = place.registry.add_user("ann", "viewer")
+    for registry in (place.registry, place.again()):
+        assert registry.caller(certificate).role == "viewer"
+    place.registry.add_user("ann", "operator")
+    with pytest.raises(Denied, match="not known here"):
+        place.enroll("", a_key(), unused)  # a newer one voids it
+    assert place.registry.caller(place.enroll("", a_key(), place.registry.add_user("bob"))).role == "operator"
     with pytest.raises(UserError, match="viewer, operator, admin"):
         place.registry.add_user("bob", "king")
+
+
+def test_a_revoked_user_is_out_on_all_machines_and_may_be_taken_in_again(place: Place) -> None:
+    keys = [a_key(), a_key()]
+    certificates = [place.enroll("", key, place.registry.add_user("ann", "admin")) for key in keys]
+    unused = place.registry.add_user("ann")
+    place.registry.revoke_user("ann")
+    for registry in (place.registry, place.again()):
+        for certificate, key in zip(certificates, keys):
+            with pytest.raises(Denied, match="user 'ann' is revoked; an admin's 'controller user add ann'"):
+                registry.caller(certificate)
+            with pytest.raises(Denied, match="'ann' is revoked"):
+                renewed(registry, certificate, key)
+    with pytest.raises(Denied, match="not known here"):
+        place.enroll("", a_key(), unused)
+    assert place.registry.users()[0].standing == "revoked"
+    again = place.registry.add_user("ann")
+    with pytest.raises(Denied, match="'ann' is revoked"):
+        place.registry.caller(certificates[0])  # until the token is used, and then with another key
+    fresh = place.enroll("", a_key(), again)
+    assert place.registry.caller(fresh) == Caller("user", "ann", "operator")  # what a revoked one was counts no more
+    with pytest.raises(Denied, match="key counts no more"):
+        place.registry.caller(certificates[1])
+    with pytest.raises(NotFound, match="no user 'bob'"):
+        place.registry.revoke_user("bob")
+
+
+def test_a_token_is_not_used_up_by_who_wants_to_be_something_else(place: Place) -> None:
+    place.enroll("pi", a_key())
+    tokens = {"device": place.registry.replace("pi"), "user": place.registry.add_user("ann")}
+    for kind, token in tokens.items():
+        other = "user" if kind == "device" else "device"
+        with pytest.raises(Denied, match=f"this token is for a {kind}, not for a {other}: 'controller (token create|user add)' makes"):
+            place.registry.enroll(token, "", a_request(a_key()), other)
+        assert place.registry.enroll(token, "", a_request(a_key()), kind).kind == kind
 
 
 def test_a_device_and_a_user_may_have_one_name_but_not_each_others_certificate(place: Place) -> None:

@@ -25,19 +25,21 @@ class Device:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self.asked, self.renewed = threading.Event(), threading.Event()
+        self.asked, self.renewed, self.hurried = threading.Event(), threading.Event(), threading.Event()
         self.asks = 0
         self.answers = True
+        self.on_ask: Callable[[], None] = lambda: None
         self.child: Callable[[], None] = self.succeed
         monkeypatch.setattr(renewal, "_answers", self._answers)
         monkeypatch.setattr(renewal, "_FIRST_PAUSE_S", 0.001)
-        self.renewal = Renewal(folder, folder, Clock(folder / "clock", system=lambda: NOW_MS), self.renewed.set)
+        self.renewal = Renewal(folder, folder, Clock(folder / "clock", system=lambda: NOW_MS), self.renewed.set, self.hurried.set)
         monkeypatch.setattr(self.renewal, "_renew", lambda: self.child())
         self.thread = threading.Thread(target=self.renewal.run)
 
     def _answers(self, address: str) -> bool:
         assert address == "127.0.0.1:1"
         self.asks += 1
+        self.on_ask()
         self.asked.set()
         return self.answers
 
@@ -48,6 +50,10 @@ class Device:
         save_key(self.folder, identity.key_pem)
         save_identity(self.folder, identity)
         self.thread.start()
+
+
+def unwanted() -> None:
+    raise AssertionError("nothing is to be renewed")
 
 
 @pytest.fixture
@@ -75,16 +81,41 @@ def test_a_fresh_one_is_renewed_only_after_refusals_in_a_row(device: Device) -> 
         device.renewal.refused()
     assert not device.asked.wait(0.05)
     device.renewal.refused()
+    assert device.hurried.wait(20), "the network may have been away: the link tries once more"
+    assert not device.renewed.is_set()
+    device.renewal.refused()
     assert device.renewed.wait(20)
 
 
+def test_nothing_is_renewed_where_only_the_network_was_away(device: Device) -> None:
+    device.answers, device.child = False, unwanted
+    device.start(FRESH)
+    for _ in range(5):
+        device.renewal.refused()
+    assert device.asked.wait(20)
+    device.answers = True
+    assert device.hurried.wait(20)
+    device.renewal.attached()
+    device.hurried.clear()
+    for _ in range(3):
+        device.renewal.refused()
+    assert device.hurried.wait(20), "a later break is another one"
+    assert not device.renewed.is_set()
+
+
+def test_a_device_that_attached_meanwhile_is_left_alone(device: Device) -> None:
+    device.child, device.on_ask = unwanted, lambda: device.renewal.attached()
+    device.start(FRESH)
+    for _ in range(3):
+        device.renewal.refused()
+    assert device.asked.wait(20)
+    device.renewal.stop()
+    device.thread.join(20)
+    assert not device.hurried.is_set()
+
+
 def test_no_process_is_started_where_nobody_answers(device: Device) -> None:
-    device.answers = False
-
-    def unwanted() -> None:
-        raise AssertionError("nobody answers")
-
-    device.child = unwanted
+    device.answers, device.child = False, unwanted
     device.start(OLD)
     while device.asks < 3:
         device.asked.clear()

@@ -87,6 +87,12 @@ def test_a_failure_is_told() -> None:
     assert _checked({"do": "load"}, told) == Failure(FailureKind.OOM, "no room\ufffd[2J ?", Stage.RUN)
 
 
+@pytest.mark.parametrize("detail", ["", " \n"])
+def test_a_failure_says_something(detail: str) -> None:
+    told = {"failure": {"kind": "crash", "detail": detail}}
+    assert _checked({"do": "placement"}, told) == Failure(FailureKind.CRASH, "the runner gave no reason", Stage.RUN)
+
+
 @pytest.mark.parametrize(
     "told", ["oom", [], {}, {"kind": "oom"}, {"kind": "dance", "detail": ""}, {"kind": "oom", "detail": 1}, {"kind": ["oom"], "detail": ""}]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import shlex
@@ -18,7 +19,7 @@ import pytest
 import agent.cli
 import controller.report
 from controller.evidence import Entry, Evidence
-from controller.report import FORMS, DeviceResult, build, render
+from controller.report import FORMS, DeviceResult, build, caveat, render
 from controller.report.candidate import Origin, candidate
 from controller.report.document import OptimizeFailure
 from controller.selection import Judgement, choose
@@ -173,6 +174,22 @@ def test_every_form_names_winner_and_loss(report: dict[str, Any], form: str) -> 
     assert "int8-static" in text
     assert "no sign of life" in text or form == "csv"
     assert "lossy<b>" not in text or form not in ("html", "junit")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_says_that_a_device_is_emulated(report: dict[str, Any], form: str) -> None:
+    assert "emula" not in render(report, form).replace('"emulated": false', "").replace("emulated\n", "")
+    device = Device("d1", "id", "boot", {}, {"emulated": "by <qemu>\x1b"}, emulated=True)
+    first = {**report["devices"][0], "emulated": True, "caveat": caveat(device)}
+    text = html.unescape(render({**report, "devices": [first, report["devices"][1]]}, form, 300))
+    said = "emulated (by <qemu>): its times and memory are no real device's"
+    assert said in text or (form == "csv" and {r["emulated"] for r in csv.DictReader(io.StringIO(text))} == {"True"})
+
+
+def test_an_older_report_has_no_caveat(report: dict[str, Any]) -> None:
+    older = {**report, "devices": [{k: v for k, v in d.items() if k != "caveat"} for d in report["devices"]]}
+    jsonschema.validate(older, SCHEMA)
+    assert all(render(older, form) == render(report, form) for form in FORMS if form != "json")
 
 
 def test_forms_for_programs_can_be_read(report: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from agent.runner import scratch
@@ -53,6 +55,24 @@ def test_closed_folders_are_opened(tmp_path: Path) -> None:
     (folder / "closed").chmod(0)
     scratch.remove(folder)
     assert not folder.exists()
+
+
+def test_a_folder_that_was_closed_itself_is_removed(tmp_path: Path) -> None:
+    """As another user than root, who would not notice."""
+    program = """
+import os, tempfile
+from pathlib import Path
+from agent.runner import scratch
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setuid(65534)
+with scratch.folder(None, "closed-") as folder:
+    (folder / "file").write_text("x")
+    folder.chmod(0)
+print(folder.exists())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 def test_what_is_not_there_is_no_error(tmp_path: Path) -> None:

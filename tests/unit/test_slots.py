@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.slots import Slots
 from edgefarm.digest import artifact_digest, digest_bytes
-from edgefarm.errors import UserError
+from edgefarm.errors import NeedsUpgrade, UserError
 from edgefarm.model import (
     Artifact,
     Candidate,
@@ -114,7 +114,8 @@ def test_deployment_json_says_what_a_program_needs(tmp_path: Path, store: FakeSt
     assert statement["runtime"] == "onnxruntime"
     assert statement["options"] == {"threads": 1}
     assert statement["generation"] == 1
-    assert statement["io"]["inputs"] == [{"source": "x", "name": "x:0", "permutation": [0, 2, 1], "scale": None, "zero_point": None}]
+    first = {"source": "x", "name": "x:0", "permutation": [0, 2, 1], "scale": None, "zero_point": None, "dtype": None}
+    assert statement["io"]["inputs"] == [first]
     assert [f["name"] for f in statement["artifact"]["files"]] == ["model.onnx", "weights.data"]
 
 
@@ -411,3 +412,40 @@ def test_two_models_do_not_mix(tmp_path: Path, store: FakeStore) -> None:
     slots.activate(store.deployment(2, model="two"), store.obtain, right)
     assert slots.models() == ["one", "two"]
     assert (running(tmp_path / "models", "one"), running(tmp_path / "models", "two")) == (1, 2)
+
+
+NEWER = '{"schema": 2, "generations": [1, 2]}'
+
+
+def test_what_only_a_newer_agent_understands_stays_as_it_is(tmp_path: Path, store: FakeStore) -> None:
+    before = Slots(tmp_path / "models", "dev")
+    activate(before, store, 1)
+    ledger = tmp_path / "models" / "net" / "ledger.json"
+    ledger.write_text(NEWER)
+    slots = Slots(tmp_path / "models", "dev")
+    slots.recover()
+    assert slots.statuses() == ()
+    assert slots.running()["net"].generation == 1
+    for change in (lambda: activate(slots, store, 2), lambda: slots.roll_back("net"), lambda: slots.known(store.deployment(2))):
+        with pytest.raises(NeedsUpgrade, match=r"ledger\.json: schema 2 is a newer agent's, .* knows 1: upgrade the agent"):
+            change()
+    assert (ledger.read_text(), running(tmp_path / "models")) == (NEWER, 1)
+
+
+def test_what_a_newer_agent_added_is_no_reason_to_forget(tmp_path: Path, store: FakeStore) -> None:
+    slots = Slots(tmp_path / "models", "dev")
+    activate(slots, store, 1)
+    assert activate(slots, store, 2, wrong).state is DeploymentState.FAILED
+    ledger = tmp_path / "models" / "net" / "ledger.json"
+    content = json.loads(ledger.read_text())
+    (ended,) = content["ended"].values()
+    ended |= {"state": "sent_home", "by": "a rule"}
+    ledger.write_text(
+        json.dumps({**content, "history": [], "intent": {"kind": "activate", "slot": "b", "id": "x", "generation": 3, "why": ""}})
+    )
+    again = Slots(tmp_path / "models", "dev")
+    again.recover()
+    known = again.known(store.deployment(2))
+    assert known is not None
+    assert (known.state, known.reason) == (DeploymentState.UNSPECIFIED, "numeric: output y is off by 3")
+    assert activate(again, store, 4).state is DeploymentState.COMMITTED

@@ -11,7 +11,8 @@ import pytest
 from agent import probe
 from agent.supervisor import Config, Supervisor
 from edgefarm import hostlock
-from edgefarm.errors import StorageError
+from edgefarm.errors import StorageError, Unreachable
+from edgefarm.model import Capability
 
 
 @pytest.fixture
@@ -31,6 +32,24 @@ def test_it_probes_under_the_lock_that_it_was_told_and_no_other(agent: Superviso
     agent._probe()
     assert any(c.available for c in agent._device.capabilities)
     assert agent._probed
+
+
+def test_a_disk_that_refuses_is_no_reason_to_end(agent: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Exception | tuple[Capability, ...]] = [OSError(28, "No space left on device", "/tmp"), Unreachable("no socket"), ()]
+
+    def probed(*_: object, **__: object) -> tuple[Capability, ...]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("agent.supervisor._PROBE_AFTER_S", 0.0)
+    monkeypatch.setattr("agent.supervisor._PROBE_AGAIN_S", 0.0)
+    agent._build()
+    monkeypatch.setattr(probe, "probe_capabilities", probed)
+    agent._probe()
+    assert agent._probed
+    assert answers == []
 
 
 def test_waiting_to_probe_ends_with_the_agent(agent: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

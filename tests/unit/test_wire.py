@@ -21,10 +21,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "wire"
 ROOTS = [
     model.Order, model.Attempt, model.Deployment, model.DeploymentStatus, model.Device, model.Hello, model.Heartbeat, model.Probed,
     model.OrderEnded, model.Welcome, model.Cancel, model.Ack, model.Drain, model.Run, model.DeviceStatus, model.OrderStatus, model.Progress,
-    model.Telemetry,
+    model.Telemetry, model.User,
 ]  # fmt: skip
 UINT32 = {"permutation", "launches", "bursts", "min_inferences", "index", "number", "protocol", "warmup_inferences", "threads", "n", "k",
-          "golden_samples", "inferences"}  # fmt: skip
+          "golden_samples", "inferences", "machines"}  # fmt: skip
 SIGNED = {"started_unix_ms", "finished_unix_ms", "last_seen_unix_ms", "zero_point", "exit_code"}
 
 
@@ -116,6 +116,22 @@ def test_what_only_a_newer_peer_knows() -> None:
     newer = types_pb2.Failure(detail="x")
     newer.kind = 99  # type: ignore[assignment]
     assert wire.decode(model.Failure, newer) == model.Failure(model.FailureKind.UNSPECIFIED, "x")
+
+
+def test_a_result_of_a_kind_that_only_a_newer_agent_knows_is_a_failure() -> None:
+    strange = fleet_pb2.AgentMessage(attempt=types_pb2.Attempt(order="o", index=3))
+    attempt = wire.decode_agent(strange)
+    assert isinstance(attempt, model.Attempt)
+    assert (attempt.order, attempt.index) == ("o", 3)
+    assert isinstance(attempt.outcome, model.Failure)
+    assert "only a newer version knows" in attempt.outcome.detail
+
+
+def test_an_option_that_only_a_newer_controller_knows_is_refused() -> None:
+    order = wire.encode(ORDER)
+    order.latency.contenders[0].candidate.options["layers"].SetInParent()
+    with pytest.raises(ProtocolError, match="option 'layers': no value that this version knows"):
+        wire.decode_controller(fleet_pb2.ControllerMessage(order=order))
 
 
 def test_what_no_peer_may_send() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent.outbox import Outbox
 from agent.slots import Slots
 from agent.transfer import Cancelled, Transfers
 from agent.worker import Worker
+from edgefarm import __version__
 from edgefarm.digest import digest_bytes
 from edgefarm.errors import Denied, DigestMismatch, NotFound, QuotaExceeded, Unreachable
 from edgefarm.model import (
@@ -114,6 +116,7 @@ class FakeBench:
         self.started, self.release = threading.Event(), threading.Event()
         self.outcomes: dict[str, LatencyResult | Failure | Exception] = {}
         self.golden_failure: Failure | None = None
+        self.waited_ns = 0
 
     def measure(
         self, order: Order, index: int, models: Mapping[str, Path], inputs: Sequence[Path], cancelled: Callable[[], bool]
@@ -134,7 +137,7 @@ class FakeBench:
             return Measured(planned, Conditions())
         if isinstance(order.work, LatencyWork):
             result = LatencyResult((ContenderResult(CANDIDATE.key, 1, 1.0),))
-            return Measured(result, Conditions(), {"samples": self.file(f"samples {order.id} {index}")})
+            return Measured(result, Conditions(), {"samples": self.file(f"samples {order.id} {index}")}, 5, self.waited_ns)
         if isinstance(order.work, MemoryWork):
             return Measured(MemoryResult(CANDIDATE.key, 4, 3, 2, 1), Conditions())
         blobs = {"outputs": self.file("outputs"), "golden": self.file("golden")}
@@ -227,6 +230,16 @@ def test_an_order_from_its_fetch_to_its_end(agent: Agent) -> None:
     assert {outcome: n for outcome, n in agent.counters.snapshot()[0].items() if n} == {"ok": 2}
 
 
+def test_an_attempt_begins_when_the_host_is_its_own(agent: Agent) -> None:
+    agent.bench.waited_ns = 10**15
+    before_ms = time.time_ns() // 10**6
+    agent.worker.order(latency("o"))
+    agent.wait_ended("o")
+    (attempt,) = agent.attempts()
+    assert before_ms + 10**9 <= attempt.started_unix_ms <= time.time_ns() // 10**6 + 10**9
+    assert attempt.duration_ns == 5
+
+
 def test_while_paused_no_launch_begins_but_the_one_that_runs_ends(agent: Agent) -> None:
     agent.bench.hold.add("o")
     agent.worker.order(latency("o", 0, 1))
@@ -237,10 +250,31 @@ def test_while_paused_no_launch_begins_but_the_one_that_runs_ends(agent: Agent) 
     agent.worker.deploy(deployment(1))  # still done: and the worker looked at its orders before it
     agent.wait(lambda said: any(isinstance(b, DeploymentStatus) and b.state is DeploymentState.COMMITTED for b in said))
     assert agent.bench.measured == [("o", 0)]
-    assert agent.worker.open_orders() == ("o",)
+    assert agent.worker.open_orders() == ("o",)  # until the controller knows why, it is kept
     agent.paused = False
     agent.worker.wake()
     agent.wait_ended("o")
+    assert agent.bench.measured == [("o", 0), ("o", 1)]
+
+
+def test_a_paused_agent_gives_its_orders_back_once_it_has_told_why(agent: Agent) -> None:
+    agent.bench.hold.add("o")
+    agent.worker.order(latency("o", 0, 1))
+    agent.worker.order(latency("p"))
+    assert agent.bench.started.wait(20)
+    agent.paused = True
+    agent.worker.beat(paused=True)
+    assert agent.worker.open_orders() == ("o", "p")  # a launch that runs ends
+    agent.bench.release.set()
+    said = agent.wait_ended("o", "p")
+    assert [b for b in said if isinstance(b, OrderEnded)] == [OrderEnded("o", cancelled=True), OrderEnded("p", cancelled=True)]
+    assert [(a.order, a.index) for a in agent.attempts()] == [("o", 0)]
+    agent.worker.order(latency("q"))  # crossed the heartbeat
+    agent.wait_ended("q")
+    agent.paused = False
+    agent.worker.beat(paused=False)
+    agent.worker.order(latency("o", 1))
+    agent.wait(lambda said: sum(isinstance(b, OrderEnded) and b.order == "o" for b in said) == 2)
     assert agent.bench.measured == [("o", 0), ("o", 1)]
 
 
@@ -250,6 +284,19 @@ def test_a_paused_agent_gives_up_an_order_that_is_cancelled(agent: Agent) -> Non
     agent.worker.cancel("o")
     assert agent.wait_ended("o")[-1] == OrderEnded("o", cancelled=True)
     assert agent.bench.measured == []
+
+
+def test_results_that_cannot_be_kept_are_not_left_behind(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device", "cache")
+
+    monkeypatch.setattr(agent.cache, "put_file", full)
+    agent.worker.order(latency("o"))
+    agent.wait_ended("o")
+    (attempt,) = agent.attempts()
+    assert isinstance(attempt.outcome, Failure)
+    assert "No space left on device" in attempt.outcome.detail
+    assert list(agent.bench.scratch.iterdir()) == []
 
 
 def test_it_shows_signs_of_life_while_a_launch_lasts(agent: Agent) -> None:
@@ -284,6 +331,15 @@ def test_an_order_that_comes_twice_takes_effect_once(agent: Agent) -> None:
     agent.worker.order(latency("o", 0, 1))  # the controller had not seen the end yet
     agent.wait(lambda said: sum(isinstance(b, OrderEnded) for b in said) == 2)
     assert agent.bench.measured == [("o", 0), ("o", 1)]
+
+
+def test_an_order_that_cannot_be_read_is_answered(agent: Agent) -> None:
+    agent.worker.refuse("o", "no work that this version knows")
+    agent.wait_ended("o")
+    (attempt,) = agent.attempts()
+    assert isinstance(attempt.outcome, Failure)
+    assert attempt.outcome.detail == f"this agent ({__version__}) cannot read what was ordered: no work that this version knows: upgrade it"
+    assert agent.bench.measured == []
 
 
 def test_a_failure_may_be_ordered_again(agent: Agent) -> None:

@@ -6,10 +6,11 @@ Digests are `sha256:<64 hex digits>`; durations are monotonic nanoseconds; wall-
 
 from edgefarm.model.candidates import Artifact, Candidate, FileEntry, Io, Options, Scalar, TensorMap
 from edgefarm.model.devices import Capability, Deployment, DeploymentState, DeploymentStatus, Device, DeviceStatus, Golden
-from edgefarm.model.runs import CANCELLED, Hold, HoldKind, OrderState, OrderStatus, Progress, Run
+from edgefarm.model.runs import CANCELLED, Hold, HoldKind, OrderState, OrderStatus, Progress, Run, User, Wait
 from edgefarm.model.sessions import (
     CHUNK_BYTES,
     FEATURES,
+    LEAST_PROTOCOL,
     PROTOCOL,
     Ack,
     AgentBody,
@@ -57,6 +58,7 @@ __all__ = [
     "CANCELLED",
     "CHUNK_BYTES",
     "FEATURES",
+    "LEAST_PROTOCOL",
     "PROTOCOL",
     "AccuracyResult",
     "AccuracyWork",
@@ -110,7 +112,9 @@ __all__ = [
     "Telemetry",
     "TensorMap",
     "Trace",
+    "User",
     "Verdict",
+    "Wait",
     "Welcome",
     "Work",
     "remaining",

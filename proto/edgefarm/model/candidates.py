@@ -42,13 +42,18 @@ class Artifact:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """Variant tensor `name` = source tensor `source` transposed by `permutation`, then quantised (real = scale * (q - zero_point))."""
+    """Variant tensor `name` = source tensor `source` transposed by `permutation`, then quantised (real = scale * (q - zero_point)).
+
+    `dtype`: numpy's name of the source's type where the variant holds the same numbers in another; empty: types are equal, or the
+    source's is float32 and quantised.
+    """
 
     source: str
     name: str
     permutation: tuple[int, ...] = ()
     scale: float | None = None
     zero_point: int | None = None
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ class Candidate:
     @property
     def key(self) -> str:
         """16 hex digits that equal candidates share, on every machine."""
-        mapping = None if self.io is None else [[vars(t) for t in side] for side in (self.io.inputs, self.io.outputs)]
+        mapping = None if self.io is None else [[_stated(t) for t in side] for side in (self.io.inputs, self.io.outputs)]
         identity = [self.artifact.digest, self.runtime, dict(self.options), mapping]
         return hashlib.sha256(canonical_json(identity)).hexdigest()[:16]
+
+
+def _stated(tensor: TensorMap) -> dict[str, object]:
+    """Its fields, without a `dtype` that says nothing: keys of before it was there stay as they are."""
+    return {name: value for name, value in vars(tensor).items() if name != "dtype" or value}

@@ -24,7 +24,13 @@ class OrderState(str, Enum):
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a campaign, NAME@N. `spec`, `report`: JSON text; `spec_digest` covers model, data and fleet file."""
+    """One execution of a campaign, NAME@N.
+
+    Attributes:
+        spec: JSON text; `spec_digest` covers model, data and fleet file.
+        report: JSON text, in runs of earlier versions; else the report is the artifact `report_digest`.
+        devices: names of those that its orders may occupy; empty (in runs of earlier versions): any.
+    """
 
     name: str
     campaign: str
@@ -38,11 +44,18 @@ class Run:
     finished_unix_ms: int = 0
     exit_code: int | None = None
     report: str = ""
+    report_digest: str = ""
+    devices: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
         """Whether no driver has anything left to do for it."""
         return self.state == CANCELLED or self.state.startswith("done")
+
+    @property
+    def has_report(self) -> bool:
+        """Whether a driver has written one."""
+        return bool(self.report_digest or self.report)
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,30 @@ class Progress:
     orders: tuple[OrderStatus, ...]
 
 
+@dataclass(frozen=True)
+class Wait:
+    """Why orders of a run wait for a device; of several that may take them, for the one that will soonest.
+
+    Attributes:
+        orders: how many of the run wait for it.
+        state: `leased` (to another user), `draining` (a user drained it, or its agent stops), `busy` (others come first), or a state of
+            the device in which it measures nothing (`lost`, `paused` …).
+        holder: the user who holds the device, or whose order comes first; empty where it is nobody.
+        until_unix_ms: when the lease ends; 0: nobody knows.
+        ahead: orders that come first, as things stand.
+        reason: all of this for people.
+    """
+
+    run: str
+    device: str
+    orders: int
+    state: str
+    holder: str = ""
+    until_unix_ms: int = 0
+    ahead: int = 0
+    reason: str = ""
+
+
 class HoldKind(str, Enum):
     """What a hold keeps others from."""
 
@@ -70,6 +107,17 @@ class HoldKind(str, Enum):
     LEASE = "lease"  # a device: it takes orders of the holder's runs only
     DRAIN = "drain"  # a device: it takes no orders
     DRIVER = "driver"  # a campaign: nobody else drives it
+
+
+@dataclass(frozen=True)
+class User:
+    """Who may use a controller. `standing`: good or revoked; `machines`: how many have logged in; `enrolled_unix_ms`: the last login."""
+
+    name: str
+    role: str
+    standing: str = "good"
+    machines: int = 0
+    enrolled_unix_ms: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from edgefarm.model.devices import Deployment, DeploymentStatus, Device
 from edgefarm.model.trials import Attempt, AttemptId, Order
 
 PROTOCOL = 1
+LEAST_PROTOCOL = max(1, PROTOCOL - 2)  # that we speak too
 CHUNK_BYTES = 2**20  # of a transfer; a message costs as much as copying some hundred KiB, so smaller ones cost throughput
 FEATURES: tuple[str, ...] = ("latency", "memory", "accuracy", "activate-file")
 
@@ -86,7 +87,8 @@ AgentBody = Union[Hello, Heartbeat, Probed, Attempt, OrderEnded, DeploymentStatu
 class Welcome:
     """Answer to Hello. `session` authenticates the device's other calls and a re-attach; `telemetry_ns` 0: no telemetry is wanted.
 
-    `unix_ms` is the controller's clock, for a device that has none.
+    `unix_ms` is the controller's clock, for a device that has none; `version` its own. `upgrade`: why the agent is told nothing until it
+    is upgraded, empty if it is new enough.
     """
 
     protocol: int
@@ -96,6 +98,8 @@ class Welcome:
     session: str
     telemetry_ns: int = 0
     unix_ms: int = 0
+    version: str = ""
+    upgrade: str = ""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class MemoryWork:
 
 @dataclass(frozen=True)
 class Reduction:
-    """`topk`: the k largest indices along the last axis of `output`, largest first; `raw`: all outputs."""
+    """`topk`: the k largest indices along the last axis of `output`, largest first; `raw`: `output` as it is, empty = all outputs."""
 
     kind: str = "raw"
     output: str = ""
@@ -248,7 +248,10 @@ Outcome = Union[LatencyResult, MemoryResult, AccuracyResult, Failure]
 
 @dataclass(frozen=True)
 class Attempt:
-    """One execution of one launch, or of a memory or accuracy pass (index 0)."""
+    """One execution of one launch, or of a memory or accuracy pass (index 0).
+
+    From `started_unix_ms` on, for `duration_ns`, it had its host to itself: waiting for that, and fetching, are not counted.
+    """
 
     order: str
     index: int

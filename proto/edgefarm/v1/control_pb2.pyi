@@ -35,7 +35,7 @@ HOLD_KIND_DRAIN: HoldKind
 HOLD_KIND_DRIVER: HoldKind
 
 class Run(_message.Message):
-    __slots__ = ("name", "campaign", "number", "spec_digest", "spec", "state", "owner", "labels", "started_unix_ms", "finished_unix_ms", "exit_code", "report")
+    __slots__ = ("name", "campaign", "number", "spec_digest", "spec", "state", "owner", "labels", "started_unix_ms", "finished_unix_ms", "exit_code", "report", "report_digest", "devices")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,8 @@ class Run(_message.Message):
     FINISHED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    REPORT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     name: str
     campaign: str
     number: int
@@ -67,7 +69,9 @@ class Run(_message.Message):
     finished_unix_ms: int
     exit_code: int
     report: str
-    def __init__(self, name: _Optional[str] = ..., campaign: _Optional[str] = ..., number: _Optional[int] = ..., spec_digest: _Optional[str] = ..., spec: _Optional[str] = ..., state: _Optional[str] = ..., owner: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., started_unix_ms: _Optional[int] = ..., finished_unix_ms: _Optional[int] = ..., exit_code: _Optional[int] = ..., report: _Optional[str] = ...) -> None: ...
+    report_digest: str
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., campaign: _Optional[str] = ..., number: _Optional[int] = ..., spec_digest: _Optional[str] = ..., spec: _Optional[str] = ..., state: _Optional[str] = ..., owner: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., started_unix_ms: _Optional[int] = ..., finished_unix_ms: _Optional[int] = ..., exit_code: _Optional[int] = ..., report: _Optional[str] = ..., report_digest: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OpenRunRequest(_message.Message):
     __slots__ = ("campaign", "spec_digest", "spec", "owner", "labels")
@@ -191,6 +195,38 @@ class ProgressReply(_message.Message):
     revision: int
     orders: _containers.RepeatedCompositeFieldContainer[OrderStatus]
     def __init__(self, revision: _Optional[int] = ..., orders: _Optional[_Iterable[_Union[OrderStatus, _Mapping]]] = ...) -> None: ...
+
+class WaitsRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ("run", "device", "orders", "state", "holder", "until_unix_ms", "ahead", "reason")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    device: str
+    orders: int
+    state: str
+    holder: str
+    until_unix_ms: int
+    ahead: int
+    reason: str
+    def __init__(self, run: _Optional[str] = ..., device: _Optional[str] = ..., orders: _Optional[int] = ..., state: _Optional[str] = ..., holder: _Optional[str] = ..., until_unix_ms: _Optional[int] = ..., ahead: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class WaitsReply(_message.Message):
+    __slots__ = ("waits",)
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    waits: _containers.RepeatedCompositeFieldContainer[Wait]
+    def __init__(self, waits: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
     __slots__ = ("deployments", "retry")
@@ -351,5 +387,39 @@ class RevokeDeviceRequest(_message.Message):
     def __init__(self, device: _Optional[str] = ...) -> None: ...
 
 class RevokeDeviceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UsersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class User(_message.Message):
+    __slots__ = ("name", "role", "standing", "machines", "enrolled_unix_ms")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    MACHINES_FIELD_NUMBER: _ClassVar[int]
+    ENROLLED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    role: str
+    standing: str
+    machines: int
+    enrolled_unix_ms: int
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., standing: _Optional[str] = ..., machines: _Optional[int] = ..., enrolled_unix_ms: _Optional[int] = ...) -> None: ...
+
+class UsersReply(_message.Message):
+    __slots__ = ("users",)
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    users: _containers.RepeatedCompositeFieldContainer[User]
+    def __init__(self, users: _Optional[_Iterable[_Union[User, _Mapping]]] = ...) -> None: ...
+
+class RevokeUserRequest(_message.Message):
+    __slots__ = ("user",)
+    USER_FIELD_NUMBER: _ClassVar[int]
+    user: str
+    def __init__(self, user: _Optional[str] = ...) -> None: ...
+
+class RevokeUserReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -49,7 +49,7 @@ class ControlStub(object):
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.RunsRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.Run.FromString,
                 _registered_method=True)
-        self.Devices = channel.unary_unary(
+        self.Devices = channel.unary_stream(
                 '/edgefarm.v1.Control/Devices',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.DevicesRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.DevicesReply.FromString,
@@ -74,27 +74,32 @@ class ControlStub(object):
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.ProgressRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.ProgressReply.FromString,
                 _registered_method=True)
+        self.Waits = channel.unary_stream(
+                '/edgefarm.v1.Control/Waits',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.WaitsRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.WaitsReply.FromString,
+                _registered_method=True)
         self.CancelRun = channel.unary_unary(
                 '/edgefarm.v1.Control/CancelRun',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.Run.FromString,
                 _registered_method=True)
-        self.Deploy = channel.unary_unary(
+        self.Deploy = channel.unary_stream(
                 '/edgefarm.v1.Control/Deploy',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.DeployRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.FromString,
                 _registered_method=True)
-        self.RollBack = channel.unary_unary(
+        self.RollBack = channel.unary_stream(
                 '/edgefarm.v1.Control/RollBack',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.RollBackRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.FromString,
                 _registered_method=True)
-        self.Deployments = channel.unary_unary(
+        self.Deployments = channel.unary_stream(
                 '/edgefarm.v1.Control/Deployments',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.FromString,
                 _registered_method=True)
-        self.WaitForDeployments = channel.unary_unary(
+        self.WaitForDeployments = channel.unary_stream(
                 '/edgefarm.v1.Control/WaitForDeployments',
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.WaitForDeploymentsRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.FromString,
@@ -154,6 +159,16 @@ class ControlStub(object):
                 request_serializer=edgefarm_dot_v1_dot_control__pb2.RevokeDeviceRequest.SerializeToString,
                 response_deserializer=edgefarm_dot_v1_dot_control__pb2.RevokeDeviceReply.FromString,
                 _registered_method=True)
+        self.Users = channel.unary_unary(
+                '/edgefarm.v1.Control/Users',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.UsersRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.UsersReply.FromString,
+                _registered_method=True)
+        self.RevokeUser = channel.unary_unary(
+                '/edgefarm.v1.Control/RevokeUser',
+                request_serializer=edgefarm_dot_v1_dot_control__pb2.RevokeUserRequest.SerializeToString,
+                response_deserializer=edgefarm_dot_v1_dot_control__pb2.RevokeUserReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer(object):
@@ -178,7 +193,8 @@ class ControlServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Devices(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Where an answer grows with the fleet it comes in parts; a small one is one part.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -203,6 +219,13 @@ class ControlServicer(object):
 
     def Progress(self, request, context):
         """What changed since a revision, in parts; all parts name the same revision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Waits(self, request, context):
+        """What orders that wait, wait for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -305,6 +328,18 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Users(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeUser(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -323,7 +358,7 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.RunsRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.Run.SerializeToString,
             ),
-            'Devices': grpc.unary_unary_rpc_method_handler(
+            'Devices': grpc.unary_stream_rpc_method_handler(
                     servicer.Devices,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.DevicesRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.DevicesReply.SerializeToString,
@@ -348,27 +383,32 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.ProgressRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.ProgressReply.SerializeToString,
             ),
+            'Waits': grpc.unary_stream_rpc_method_handler(
+                    servicer.Waits,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.WaitsRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.WaitsReply.SerializeToString,
+            ),
             'CancelRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRun,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.CancelRunRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.Run.SerializeToString,
             ),
-            'Deploy': grpc.unary_unary_rpc_method_handler(
+            'Deploy': grpc.unary_stream_rpc_method_handler(
                     servicer.Deploy,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.DeployRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.SerializeToString,
             ),
-            'RollBack': grpc.unary_unary_rpc_method_handler(
+            'RollBack': grpc.unary_stream_rpc_method_handler(
                     servicer.RollBack,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.RollBackRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.SerializeToString,
             ),
-            'Deployments': grpc.unary_unary_rpc_method_handler(
+            'Deployments': grpc.unary_stream_rpc_method_handler(
                     servicer.Deployments,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.SerializeToString,
             ),
-            'WaitForDeployments': grpc.unary_unary_rpc_method_handler(
+            'WaitForDeployments': grpc.unary_stream_rpc_method_handler(
                     servicer.WaitForDeployments,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.WaitForDeploymentsRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.DeploymentsReply.SerializeToString,
@@ -427,6 +467,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RevokeDevice,
                     request_deserializer=edgefarm_dot_v1_dot_control__pb2.RevokeDeviceRequest.FromString,
                     response_serializer=edgefarm_dot_v1_dot_control__pb2.RevokeDeviceReply.SerializeToString,
+            ),
+            'Users': grpc.unary_unary_rpc_method_handler(
+                    servicer.Users,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.UsersRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.UsersReply.SerializeToString,
+            ),
+            'RevokeUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeUser,
+                    request_deserializer=edgefarm_dot_v1_dot_control__pb2.RevokeUserRequest.FromString,
+                    response_serializer=edgefarm_dot_v1_dot_control__pb2.RevokeUserReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -531,7 +581,7 @@ class Control(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/edgefarm.v1.Control/Devices',
@@ -656,6 +706,33 @@ class Control(object):
             _registered_method=True)
 
     @staticmethod
+    def Waits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edgefarm.v1.Control/Waits',
+            edgefarm_dot_v1_dot_control__pb2.WaitsRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.WaitsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CancelRun(request,
             target,
             options=(),
@@ -693,7 +770,7 @@ class Control(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/edgefarm.v1.Control/Deploy',
@@ -720,7 +797,7 @@ class Control(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/edgefarm.v1.Control/RollBack',
@@ -747,7 +824,7 @@ class Control(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/edgefarm.v1.Control/Deployments',
@@ -774,7 +851,7 @@ class Control(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/edgefarm.v1.Control/WaitForDeployments',
@@ -1077,6 +1154,60 @@ class Control(object):
             '/edgefarm.v1.Control/RevokeDevice',
             edgefarm_dot_v1_dot_control__pb2.RevokeDeviceRequest.SerializeToString,
             edgefarm_dot_v1_dot_control__pb2.RevokeDeviceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Users(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/Users',
+            edgefarm_dot_v1_dot_control__pb2.UsersRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.UsersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefarm.v1.Control/RevokeUser',
+            edgefarm_dot_v1_dot_control__pb2.RevokeUserRequest.SerializeToString,
+            edgefarm_dot_v1_dot_control__pb2.RevokeUserReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EnrollRequest(_message.Message):
-    __slots__ = ("token", "name", "csr_pem")
+    __slots__ = ("token", "name", "csr_pem", "kind")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     token: str
     name: str
     csr_pem: str
-    def __init__(self, token: _Optional[str] = ..., name: _Optional[str] = ..., csr_pem: _Optional[str] = ...) -> None: ...
+    kind: str
+    def __init__(self, token: _Optional[str] = ..., name: _Optional[str] = ..., csr_pem: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class EnrollReply(_message.Message):
     __slots__ = ("kind", "name", "certificate_pem", "main_address")
@@ -167,7 +169,7 @@ class Series(_message.Message):
     def __init__(self, labels: _Optional[_Mapping[str, str]] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "features", "epoch", "heartbeat_ns", "session", "telemetry_ns", "unix_ms")
+    __slots__ = ("protocol", "features", "epoch", "heartbeat_ns", "session", "telemetry_ns", "unix_ms", "version", "upgrade")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +177,8 @@ class Welcome(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TELEMETRY_NS_FIELD_NUMBER: _ClassVar[int]
     UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UPGRADE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     features: _containers.RepeatedScalarFieldContainer[str]
     epoch: int
@@ -182,7 +186,9 @@ class Welcome(_message.Message):
     session: str
     telemetry_ns: int
     unix_ms: int
-    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., epoch: _Optional[int] = ..., heartbeat_ns: _Optional[int] = ..., session: _Optional[str] = ..., telemetry_ns: _Optional[int] = ..., unix_ms: _Optional[int] = ...) -> None: ...
+    version: str
+    upgrade: str
+    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., epoch: _Optional[int] = ..., heartbeat_ns: _Optional[int] = ..., session: _Optional[str] = ..., telemetry_ns: _Optional[int] = ..., unix_ms: _Optional[int] = ..., version: _Optional[str] = ..., upgrade: _Optional[str] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("order",)

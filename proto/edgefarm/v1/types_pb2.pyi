@@ -87,18 +87,20 @@ class Artifact(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., bytes: _Optional[int] = ..., format: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ...) -> None: ...
 
 class TensorMap(_message.Message):
-    __slots__ = ("source", "name", "permutation", "scale", "zero_point")
+    __slots__ = ("source", "name", "permutation", "scale", "zero_point", "dtype")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PERMUTATION_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     ZERO_POINT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     source: str
     name: str
     permutation: _containers.RepeatedScalarFieldContainer[int]
     scale: float
     zero_point: int
-    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., permutation: _Optional[_Iterable[int]] = ..., scale: _Optional[float] = ..., zero_point: _Optional[int] = ...) -> None: ...
+    dtype: str
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., permutation: _Optional[_Iterable[int]] = ..., scale: _Optional[float] = ..., zero_point: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class Io(_message.Message):
     __slots__ = ("inputs", "outputs")
