@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from controller import preflight
 from controller.cli.connect import DRIVING_PATIENCE_S
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, plain, report_width, verb
 from controller.config import Fleet
+from controller.config.enrolled import runtimes
 from controller.control import Control
 from controller.driver import UNTIL, Driver, make_plans
 from controller.events import Events
@@ -25,11 +27,13 @@ from controller.planner import CONTENDERS, FINALISTS, LAUNCHES, ROUND
 from controller.report import FORMS, render
 from controller.workload import Workload, load_workload
 from edgefarm.errors import StorageError, UserError
+from edgefarm.model import DeviceStatus
 
 # A launch of four contenders with a model of some milliseconds, when screened and when compared; accuracy and memory take one launch
 # of one contender each.
 _LAUNCH_S, _FULL_LAUNCH_S, _SINGLE_LAUNCHES = 1.3, 1.6, 2 * CONTENDERS
 _ROUGH = "rough: they take inferences to last some milliseconds, and leave optimising and rollout out; devices of one machine take turns"
+_PROVING_S = 120  # a slow board loads each runtime once
 _FETCHED = "fetched"  # of a state folder: what a running controller gave
 _REPORT_NAMES = {"table": "report.txt", "json": "report.json", "html": "report.html", "csv": "report.csv", "junit": "report.xml"}
 
@@ -82,16 +86,36 @@ def _controlled(fleet: Fleet, folder: Path) -> Iterator[tuple[Fleet, Control]]:
             yield fleet, hosted.control
         return
     with driver_lock(folder), connected(fleet.controller, folder / _FETCHED, DRIVING_PATIENCE_S) as client:
-        enlisted = fleet.enlist(client.devices())
+        known = enlisted(fleet, client.devices)
         with client.driving(fleet.name):
-            yield enlisted, client
+            yield known, client
 
 
 def _enlisted(fleet: Fleet, folder: Path) -> Fleet:
     if fleet.controller is None:
         return fleet
     with connected(fleet.controller, folder / _FETCHED, DRIVING_PATIENCE_S) as client:
-        return fleet.enlist(client.devices())
+        return enlisted(fleet, client.devices)
+
+
+def enlisted(fleet: Fleet, devices: Callable[[], Sequence[DeviceStatus]], pause: Callable[[float], object] = time.sleep) -> Fleet:
+    """The fleet with its devices. Those that have yet to prove what they can run, as just after enrolling, are waited for.
+
+    Args:
+        devices: asks the controller.
+        pause: waits for so many seconds.
+    """
+    for waited in range(_PROVING_S + 1):
+        known = devices()
+        found = fleet.enlist(known)
+        meant = {d.name for _, d in found.enlisted}
+        proving = [s.device.name for s in known if s.state == "probing" and s.device.name in meant and not runtimes(s.device)]
+        if not proving or waited == _PROVING_S:
+            break
+        if waited == 0:
+            print(f"waiting for {', '.join(proving)}: still finding out what can be run there", file=sys.stderr, flush=True)
+        pause(1.0)
+    return found
 
 
 def _percent(text: str) -> float:

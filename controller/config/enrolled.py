@@ -79,7 +79,7 @@ def _too_few(entry: DeviceEntry, found: Sequence[Device], known: Sequence[Device
     if entry.selector is None:
         near = difflib.get_close_matches(entry.name or "", names, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(names) or 'none'}"
-        return f"no device '{entry.name}' is enrolled at {controller}; {hint}"
+        return f"no device '{entry.name}' is enrolled at {controller}; {hint}. One that has just enrolled is known once its agent runs"
     asked = ", ".join(f"{key}={value if isinstance(value, str) else '|'.join(value)}" for key, value in entry.selector.items())
     matching = ", ".join(d.name for d in found) or "none"
     left_out = [s.device.name for s in known if matches(entry.selector, s.device.labels) and not _is_asked_for(entry, s.device)]

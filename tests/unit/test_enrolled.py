@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from controller.cli.deploy import enlisted
 from controller.config import Fleet, load_fleet
 from controller.config.enrolled import matches
 from edgefarm.errors import FleetFileError
@@ -138,3 +140,23 @@ def test_selectors() -> None:
     assert matches({"a": ["0", "1"], "b": "2"}, {"a": "1", "b": "2"})
     assert not matches({"a": "1"}, {"b": "1"})
     assert not matches({"a": "1", "b": "3"}, {"a": "1", "b": "2"})
+
+
+def test_a_device_that_still_proves_what_it_can_is_waited_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As just after enrolling: it is there, and knows of no runtime yet."""
+    ready, other = status("a"), status("z", "probing")
+    new = replace(ready, device=replace(ready.device, capabilities=()), state="probing")
+    asked: list[Sequence[DeviceStatus]] = [[new, other], [new, other], [ready, other]]
+    answers, pauses = iter(asked), list[float]()
+    found = enlisted(fleet(folder, "name: a"), lambda: next(answers), pauses.append)
+    assert [(t.name, t.runtimes) for t in found.targets] == [("a", ("onnxruntime",))]
+    assert pauses == [1.0, 1.0]
+    assert capsys.readouterr().err == "waiting for a: still finding out what can be run there\n"
+
+
+def test_a_device_that_proves_nothing_is_not_waited_for_for_ever(folder: Path) -> None:
+    ready = status("a")
+    new = replace(ready, device=replace(ready.device, capabilities=()), state="probing")
+    found = enlisted(fleet(folder, "name: a"), lambda: [new], lambda _: None)
+    with pytest.raises(FleetFileError, match="it has proved none"):
+        _ = found.targets
