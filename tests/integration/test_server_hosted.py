@@ -88,21 +88,21 @@ def test_an_agent_that_refuses_is_not_started_again(tmp_path: Path) -> None:
 
 
 def test_a_device_that_does_not_get_ready(tmp_path: Path) -> None:
-    with pytest.raises(DeviceLost, match=r"(?s)device 'bench-1': it did not get ready within 1 s.*life 1 begins"):
-        Hosted(tmp_path, ONE, start_timeout_s=1.0, command=command("never-probed")).__enter__()
+    with pytest.raises(DeviceLost, match=r"(?s)device 'bench-1': it did not get ready within 5 s.*life 1 begins"):
+        Hosted(tmp_path, ONE, start_timeout_s=5.0, command=command("never-probed")).__enter__()
     assert_gone(pids(tmp_path))
 
 
 BAD = {
     "die": r"(?s)its agent died 6 times within 60 s.*life 6 begins",
     "refuse": r"(?s)its agent refused to start.*bench-2: port 80 is in use",
-    "never-probed": r"(?s)it did not get ready within 2 s.*life 1 begins",
+    "never-probed": r"(?s)it did not get ready within 5 s.*life 1 begins",
 }
 
 
 @pytest.mark.parametrize("behaviour", BAD)
 def test_the_others_go_on_without_a_device_that_does_not_start(tmp_path: Path, behaviour: str) -> None:
-    timeout_s = 2.0 if behaviour == "never-probed" else 60.0
+    timeout_s = 5.0 if behaviour == "never-probed" else 60.0
     with Hosted(tmp_path, TWO, start_timeout_s=timeout_s, command=command(f"good,bench-2={behaviour}")) as hosted:
         good, bad = hosted.control.devices()
         assert (good.device.name, good.state, good.reason) == ("bench-1", "ready", "")
