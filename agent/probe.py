@@ -42,6 +42,7 @@ def probe_capabilities(
     lock: Path | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     unit_socket: Path | None = None,
+    scratch: Path | None = None,
 ) -> tuple[Capability, ...]:
     """Every runtime of the table: what runs, and the reason for what does not. Raises Cancelled.
 
@@ -51,12 +52,13 @@ def probe_capabilities(
         lock: file of the host's measure lock (None = the usual one): nothing is proved while a device of this host measures.
         cancelled: looked at every 50 ms.
         unit_socket: where systemd starts runners in units of their own; None: they are children of this process.
+        scratch: where the runners' folder is made, and who has it removes what a killed process leaves; None: the temporary directory.
     """
     if (known := cached_capabilities(allowed, state)) is not None:
         return known
     with (
         hostlock.hold(exclusive=False, path=lock, cancelled=cancelled) as held,
-        tempfile.TemporaryDirectory(prefix="edgefarm-probe-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix="edgefarm-probe-", dir=scratch, ignore_cleanup_errors=True) as folder,
     ):
         if not held:
             raise Cancelled

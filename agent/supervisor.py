@@ -299,7 +299,7 @@ class Supervisor:
         try:
             return probe.probe_capabilities(
                 self._config.runtimes, self._state, lock=self._config.lock, cancelled=self._stop.is_set,
-                unit_socket=self._config.runner_socket,
+                unit_socket=self._config.runner_socket, scratch=self._state / "scratch",
             )  # fmt: skip
         except (Unreachable, OSError) as error:
             _LOG.error("nothing can be proved: %s", error)

@@ -73,6 +73,20 @@ def test_a_damaged_cache_is_no_cache(content: bytes, tmp_path: Path) -> None:
     assert cached_capabilities(None, None) is None
 
 
+def test_runners_stay_in_the_scratch_folder_that_is_given(tmp_path: Path, lock: Path) -> None:
+    """A killed agent leaves its probe's folder; one of its own, which the next agent empties, and not in the machine's."""
+    found: list[Path] = []
+
+    def cancelled() -> bool:
+        found.extend(tmp_path.glob("edgefarm-probe-*/runs-*"))
+        return bool(found)
+
+    with pytest.raises(Cancelled):
+        probe_capabilities(["onnxruntime"], lock=lock, cancelled=cancelled, scratch=tmp_path)
+    assert found
+    assert list(tmp_path.glob("edgefarm-probe-*")) == []
+
+
 def test_a_cancelled_probe_leaves_no_cache(tmp_path: Path, lock: Path) -> None:
     with pytest.raises(Cancelled):
         probe_capabilities(None, tmp_path, lock=lock, cancelled=lambda: True)
