@@ -67,7 +67,7 @@ class Cache:
             for name in ("steps", "objects", "data", "work"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"{folder}: the cache of the optimizer can't be written: {error.strerror}") from error
+            raise _unwritable(folder, error) from error
 
     def find(self, key: Key, timeout_s: float) -> Entry | None:
         """The stored end of a step, if it can be believed; one that timed out only if it was given as much time."""
@@ -87,7 +87,7 @@ class Cache:
             if not reply.transient:
                 atomic_write(self._step(key), canonical_json(_encode(entry)))
         except OSError as error:
-            raise StorageError(f"{self.folder}: the cache of the optimizer can't be written: {error.strerror}") from error
+            raise _unwritable(self.folder, error) from error
         return entry
 
     def object_folder(self, artifact: Artifact) -> Path:
@@ -183,3 +183,8 @@ def _decode(value: Mapping[str, Any]) -> Entry:
         files = tuple(FileEntry(**f) for f in value["artifact"]["files"])
         artifact = Artifact(**{**value["artifact"], "files": files})
     return Entry(PassReply(**value["reply"]), artifact, value["timeout_s"])
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    remedy = "free some space, or make it writable, then run again"
+    return StorageError(f"{folder}: the cache of the optimizer can't be written: {error.strerror}: {remedy}")

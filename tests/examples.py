@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ FASHION, IMAGENET, MIXED, OCR = (EXAMPLES / name for name in ("fashion", "imagen
 
 def script(folder: Path, name: str) -> ModuleType:
     """A module of an example."""
-    qualified = f"examples_{folder.name}_{name}"
+    qualified = re.sub(r"\W", "_", f"examples{folder}_{name}")  # a copy of an example is another one
     spec = importlib.util.spec_from_file_location(qualified, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -20,8 +20,6 @@ from tests.examples import OCR, script
 LIMITS = {"gate": 0.01, "archive": 0.0}
 INCONCLUSIVE = 8  # this machine may be too busy to tell candidates apart; then the baseline stays, and must obey as well
 
-metric = script(OCR, "metric")
-
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,7 +38,7 @@ def accuracy(session: onnxruntime.InferenceSession, folder: Path) -> float:
     with np.load(folder / "build" / "selection.npz", allow_pickle=False) as split:
         x, text = split["x"], split["text"]
     classes = np.concatenate([session.run(["classes"], {"x": x[i : i + 1]})[0] for i in range(len(x))])
-    return float(metric.score({"classes": classes}, {"text": text}))
+    return float(script(folder, "metric").score({"classes": classes}, {"text": text}))
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
