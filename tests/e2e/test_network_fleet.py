@@ -195,3 +195,4 @@ def test_the_controllers_address_changes_behind_its_name(fleet: NetworkFleet) ->
             back = watch.wait(lambda state: state == "ready", lost.moment)
             print(f"{name}: lost after {lost.moment - moved:.1f} s, back after {back.moment - moved:.1f} s")
     is_won(fleet.deploy("moved", "hidden").finish(), "hidden")
+    assert max(fleet.begun("moved").values()) == 1
