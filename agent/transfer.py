@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.cache import Cache
+from agent.direct import DirectFile
 from agent.metrics import Counters
-from agent.writeback import Writeback
 from edgefarm import hostlock
 from edgefarm.digest import DigestWriter
 from edgefarm.errors import DigestMismatch, EdgefarmError, ProtocolError, Unreachable
 from edgefarm.model import CHUNK_BYTES
 
 _AHEAD = 2  # chunks received while one is hashed and written
+_LARGE_BYTES = 8 * 2**20  # from here on a thread and buffers of its own are worth it
 _POLL_S = 0.2
 _PAUSE_S = 0.5
 _END = object()
@@ -141,17 +142,15 @@ class Transfers:
         incoming = self._remote.fetch(writer.digest, writer.offset, clock.left())
         chunks = _Ahead(incoming)
         try:
-            with Writeback(writer.part, writer.offset) as writeback:
-                expected = None
-                for data, total in chunks.iterate(cancelled):
-                    if expected is None:
-                        expected = self._begin(writer, total)
-                    if writer.offset + len(data) > expected:
-                        writer.restart()
-                        raise ProtocolError(f"{writer.digest}: more than the {expected} bytes that were announced")
-                    writer.write(data)
-                    writeback.reached(writer.offset)
-                    self._counters.add_transfer("fetch", len(data))
+            expected = None
+            for data, total in chunks.iterate(cancelled):
+                if expected is None:
+                    expected = self._begin(writer, total)
+                if writer.offset + len(data) > expected:
+                    writer.restart()
+                    raise ProtocolError(f"{writer.digest}: more than the {expected} bytes that were announced")
+                writer.write(data)
+                self._counters.add_transfer("fetch", len(data))
             if expected is not None and writer.offset < expected:
                 raise Unreachable(f"{writer.digest}: the stream ended at {writer.offset} of {expected} bytes")
             return self._cache.commit(writer)
@@ -165,6 +164,8 @@ class Transfers:
             writer.restart()
             raise Unreachable("a longer partial file than the artifact: begun anew")
         self._cache.reserve(writer.digest, total)
+        if total - writer.offset >= _LARGE_BYTES:
+            writer.through(DirectFile)
         return total
 
     def _outgoing(self, path: Path, start: int, cancelled: Callable[[], bool]) -> Iterator[bytes]:

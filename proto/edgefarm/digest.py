@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from edgefarm.errors import DigestMismatch
 
@@ -74,6 +74,22 @@ def atomic_write(path: Path, payload: bytes, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+class Sink(Protocol):
+    """Takes what is appended to a file."""
+
+    def write(self, chunk: memoryview) -> None:
+        """All of it, now or later. Raises the OSError of this or an earlier write."""
+        ...
+
+    def sync(self) -> None:
+        """What was written is on the disk. Raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Keeps what can be kept."""
+        ...
+
+
 class DigestWriter:
     """Writes a file that appears under `path` only when whole and right; what arrived before a break is kept.
 
@@ -90,6 +106,7 @@ class DigestWriter:
         self.offset = 0
         self._hash = hashlib.sha256()
         self._stream: IO[bytes] | None = None
+        self._sink: Sink | None = None
 
     def __enter__(self) -> DigestWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +117,24 @@ class DigestWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leave_sink()
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+    def through(self, open_sink: Callable[[Path, int], Sink]) -> None:
+        """From now on writes go to `open_sink(part, offset)`. Raises its OSError."""
+        self._sink = open_sink(self.part, self.offset)
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Appends `chunk`. Raises OSError (disk full …): the part that was written stays for a later resume."""
         assert self._stream is not None
         view = memoryview(chunk)
+        if self._sink is not None:
+            self._sink.write(view)
+            self._hash.update(view)
+            self.offset += len(view)
+            return
         while view:
             written = self._stream.write(view)
             self._hash.update(view[:written])
@@ -117,6 +144,7 @@ class DigestWriter:
     def restart(self) -> None:
         """Throws away what arrived so far."""
         assert self._stream is not None
+        self._leave_sink()
         self._stream.truncate(0)
         self._hash = hashlib.sha256()
         self.offset = 0
@@ -128,10 +156,17 @@ class DigestWriter:
         if got != self.digest:
             self.part.unlink(missing_ok=True)
             raise DigestMismatch(f"{self.path.name}: expected {self.digest}, got {got}")
+        if self._sink is not None:
+            self._sink.sync()
         os.fsync(self._stream.fileno())
         os.rename(self.part, self.path)
         sync_directory(self.path.parent)
         return self.path
+
+    def _leave_sink(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
 
 
 def _hash_stream(stream: IO[bytes]) -> hashlib._Hash:
