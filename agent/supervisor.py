@@ -119,7 +119,7 @@ class LocalBench:
             model = models[work.contender.key]
             if isinstance(work, AccuracyWork):
                 return bench.measure_accuracy(work, model, inputs, limits, site)
-            return bench.measure_memory(work, model, inputs[0], limits, site)
+            return bench.measure_pass(work, model, inputs[0], limits, site)
         except bench.Cancelled:
             raise Cancelled from None
 

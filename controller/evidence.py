@@ -12,6 +12,8 @@ from edgefarm.model import (
     Candidate,
     Conditions,
     ContenderResult,
+    EnergyResult,
+    EnergyWork,
     Failure,
     FailureKind,
     LatencyResult,
@@ -20,12 +22,15 @@ from edgefarm.model import (
     MemoryWork,
     OrderState,
     OrderStatus,
+    ProfileResult,
+    ProfileWork,
     Reduction,
+    Scenario,
 )
 from edgefarm.statistics import Interval
 
 SCREEN, COMPARE, CONFIRM = "screen", "compare", "confirm"
-ACCURACY, MEMORY = "accuracy", "memory"
+ACCURACY, MEMORY, ENERGY, PROFILE = "accuracy", "memory", "energy", "profile"
 _ENDED = {OrderState.DONE, OrderState.CANCELLED, OrderState.QUARANTINED}
 
 
@@ -61,7 +66,8 @@ class Evaluation:
 class Group:
     """Devices of one class under the same limits. They share trials; `entries` starts with the baseline.
 
-    `constraints`: those of the fleet file that are set; `accept`: verdicts that may choose a winner.
+    `constraints`: those of the fleet file that are set; `accept`: verdicts that may choose a winner. `window`, `only_on`: as in Order.
+    `power`: whether a device of the class has a power sensor.
     """
 
     run: str
@@ -76,6 +82,10 @@ class Group:
     confidence: float | None = None
     accept: tuple[str, ...] = ("stable",)
     budget_ns: int = 300 * 10**9
+    scenario: Scenario = field(default_factory=Scenario)
+    window: str = ""
+    only_on: tuple[str, ...] = ()
+    power: bool = False
 
     @property
     def baseline(self) -> Entry:
@@ -149,6 +159,8 @@ class Evidence:
     unconfirmed: Mapping[tuple[str, str], Failure] = field(default_factory=dict)
     ended: frozenset[str] = frozenset()
     spent_ns: int = 0
+    energy: Mapping[str, EnergyResult] = field(default_factory=dict)
+    profiles: Mapping[str, ProfileResult] = field(default_factory=dict)
 
 
 def stage_of(order_id: str) -> str:
@@ -172,6 +184,8 @@ class _Gathered:
     confirmed: dict[tuple[str, str], list[Launch]] = field(default_factory=dict)
     memory: dict[str, MemoryResult] = field(default_factory=dict)
     accuracy: dict[str, AccuracyResult] = field(default_factory=dict)
+    energy: dict[str, EnergyResult] = field(default_factory=dict)
+    profiles: dict[str, ProfileResult] = field(default_factory=dict)
     failed_passes: dict[str, Failure] = field(default_factory=dict)
     failed_launches: dict[str, list[Failure]] = field(default_factory=dict)
     unconfirmed: dict[tuple[str, str], Failure] = field(default_factory=dict)
@@ -192,6 +206,10 @@ class _Gathered:
                 self.memory[outcome.key] = outcome
             elif isinstance(outcome, AccuracyResult):
                 self.accuracy[outcome.key] = outcome
+            elif isinstance(outcome, EnergyResult):
+                self.energy[outcome.key] = outcome
+            elif isinstance(outcome, ProfileResult):
+                self.profiles[outcome.key] = outcome
             else:
                 self._add_failure(status, attempt.device, outcome)
 
@@ -226,6 +244,8 @@ class _Gathered:
     def _add_failure(self, status: OrderStatus, device: str, failure: Failure) -> None:
         """A failure of a whole attempt is that of its candidate where there is but one besides the reference."""
         work = status.order.work
+        if isinstance(work, EnergyWork | ProfileWork):
+            return  # what a candidate needs, and where its time goes, is not known then: no reason to hold anything against it
         if isinstance(work, MemoryWork | AccuracyWork):
             self.failed_passes.setdefault(work.contender.key, failure)
         elif len(work.contenders) <= 2:
@@ -252,6 +272,8 @@ class _Gathered:
             self.unconfirmed,
             frozenset(self.ended),
             self.spent_ns,
+            self.energy,
+            self.profiles,
         )
 
 

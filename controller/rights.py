@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgefarm.model import AccuracyWork, Artifact, Candidate, Deployment, LatencyWork, MemoryWork, Order
+from edgefarm.model import AccuracyWork, Artifact, Candidate, Deployment, LatencyWork, Order
 
 _MIB = 2**20
 _SAMPLE_BYTES = 8
@@ -16,10 +16,10 @@ def digests_of_order(order: Order) -> frozenset[str]:
     work = order.work
     if isinstance(work, LatencyWork):
         candidates, others = [c.candidate for c in work.contenders], [work.inputs]
-    elif isinstance(work, MemoryWork):
-        candidates, others = [work.contender.candidate], [work.inputs]
-    else:
+    elif isinstance(work, AccuracyWork):
         candidates, others = [work.contender.candidate], list(work.shards)
+    else:
+        candidates, others = [work.contender.candidate], [work.inputs]
     return frozenset(others) | digests_of_candidates(candidates)
 
 
@@ -43,7 +43,8 @@ def push_quota(order: Order) -> int:
     work = order.work
     if isinstance(work, AccuracyWork):
         return 2 * work.output_bytes_limit + 64 * _MIB
-    if isinstance(work, MemoryWork):
+    if not isinstance(work, LatencyWork):
         return _MIB
-    inferences = work.bursts * (work.burst_ns // _SHORTEST_INFERENCE_NS + work.min_inferences)
+    length_ns = max(work.bursts * work.burst_ns, work.scenario.duration_ns)
+    inferences = length_ns // _SHORTEST_INFERENCE_NS + work.bursts * work.min_inferences
     return len(work.launches) * (_MIB + len(work.contenders) * inferences * _SAMPLE_BYTES)

@@ -16,16 +16,18 @@ from edgefarm.model import (
     DeploymentState,
     DeploymentStatus,
     Device,
+    EnergyWork,
     Failure,
     FailureKind,
     Hello,
     LatencyWork,
     MemoryWork,
     Order,
+    ProfileWork,
     Stage,
 )
 
-_WORK_FEATURES = {LatencyWork: "latency", MemoryWork: "memory", AccuracyWork: "accuracy"}
+_WORK_FEATURES = {MemoryWork: "memory", AccuracyWork: "accuracy", EnergyWork: "energy", ProfileWork: "profile"}
 _UPGRADE = "upgrade it: install.sh --upgrade on the device, or pip install --upgrade 'edgefarm[agent]'"
 
 
@@ -45,7 +47,10 @@ def lacking(hello: Hello) -> frozenset[str]:
 
 def feature_of(order: Order) -> str:
     """The feature that an agent needs for an order."""
-    return _WORK_FEATURES[type(order.work)]
+    work = order.work
+    if isinstance(work, LatencyWork):
+        return "latency" if work.scenario.kind == "paced" else f"latency-{work.scenario.kind}"
+    return _WORK_FEATURES[type(work)]
 
 
 def unable(device: Device, feature: str) -> Failure:

@@ -6,8 +6,8 @@ Every function takes the host's measure lock for as long as it measures (its cal
 
 from agent.bench.golden import check_golden
 from agent.bench.latency import measure_latency
-from agent.bench.passes import measure_accuracy, measure_memory
+from agent.bench.passes import measure_accuracy, measure_memory, measure_pass
 from agent.bench.site import Measured, Site
 from agent.runner.process import Cancelled
 
-__all__ = ["Cancelled", "Measured", "Site", "check_golden", "measure_accuracy", "measure_latency", "measure_memory"]
+__all__ = ["Cancelled", "Measured", "Site", "check_golden", "measure_accuracy", "measure_latency", "measure_memory", "measure_pass"]

@@ -7,7 +7,28 @@ from pathlib import Path
 
 from agent.bench.site import Measured, Session, Site, session, without_path
 from agent.runner.process import RunnerFailed
-from edgefarm.model import AccuracyResult, AccuracyWork, Limits, MemoryResult, MemoryWork, Outcome, Stage
+from edgefarm.model import (
+    AccuracyResult,
+    AccuracyWork,
+    Conditions,
+    EnergyWork,
+    Failure,
+    FailureKind,
+    Limits,
+    MemoryResult,
+    MemoryWork,
+    Outcome,
+    ProfileWork,
+    Stage,
+)
+
+
+def measure_pass(work: MemoryWork | EnergyWork | ProfileWork, path: Path, inputs: Path, limits: Limits, site: Site) -> Measured:
+    """A pass of its own over one contender; an order that this agent's features don't promise gets a failure."""
+    if isinstance(work, MemoryWork):
+        return measure_memory(work, path, inputs, limits, site)
+    detail = f"{type(work).__name__} is not available in this version of the agent"
+    return Measured(Failure(FailureKind.UNSPECIFIED, detail, Stage.RUN), Conditions())
 
 
 def measure_memory(work: MemoryWork, path: Path, inputs: Path, limits: Limits, site: Site) -> Measured:

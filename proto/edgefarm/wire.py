@@ -30,7 +30,8 @@ _CONTROLLER_BODY = {t: n for n, t in (
     ("welcome", model.Welcome), ("order", model.Order), ("cancel", model.Cancel), ("ack", model.Ack),
     ("deployment", model.Deployment), ("drain", model.Drain))}  # fmt: skip
 _ONEOF_MEMBER: dict[type, str] = {
-    model.LatencyWork: "latency", model.MemoryWork: "memory", model.AccuracyWork: "accuracy",
+    model.LatencyWork: "latency", model.MemoryWork: "memory", model.AccuracyWork: "accuracy", model.EnergyWork: "energy",
+    model.ProfileWork: "profile", model.EnergyResult: "energy", model.ProfileResult: "profile",
     model.LatencyResult: "latency", model.MemoryResult: "memory", model.AccuracyResult: "accuracy", model.Failure: "failure",
 }  # fmt: skip
 

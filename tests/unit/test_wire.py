@@ -24,7 +24,7 @@ ROOTS = [
     model.Telemetry, model.User,
 ]  # fmt: skip
 UINT32 = {"permutation", "launches", "bursts", "min_inferences", "index", "number", "protocol", "warmup_inferences", "threads", "n", "k",
-          "golden_samples", "inferences", "machines"}  # fmt: skip
+          "golden_samples", "inferences", "machines", "batch_size", "batch_sizes", "calls"}  # fmt: skip
 SIGNED = {"started_unix_ms", "finished_unix_ms", "last_seen_unix_ms", "zero_point", "exit_code"}
 
 

@@ -1,4 +1,4 @@
-"""Orders to measure, and what comes back."""
+"""Orders to measure, and attempts at them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,16 @@ from enum import Enum
 from typing import Union
 
 from edgefarm.model.candidates import Candidate
+from edgefarm.model.results import (
+    AccuracyResult,
+    EnergyResult,
+    Failure,
+    LatencyResult,
+    MemoryResult,
+    ProfileResult,
+)
 
-BENCH_VERSION = 1  # a change in how a number is taken makes new trials
-
-
-class FailureKind(str, Enum):
-    """Why a trial or a pass gave no result. A failure is a result too, never an exception between processes."""
-
-    UNSPECIFIED = "unspecified"
-    LOAD = "load"
-    UNSUPPORTED_OP = "unsupported_op"
-    IO_CHANGED = "io_changed"
-    UNCHANGED = "unchanged"
-    OOM = "oom"
-    TIMEOUT = "timeout"
-    CRASH = "crash"
-    NUMERIC = "numeric"
-    TRANSFER = "transfer"
-    DEVICE_LOST = "device_lost"
-
-
-class Stage(str, Enum):
-    """Where a failure happened."""
-
-    UNSPECIFIED = "unspecified"
-    OPTIMIZE = "optimize"
-    TRANSFER = "transfer"
-    LOAD = "load"
-    RUN = "run"
-    ACTIVATE = "activate"
+BENCH_VERSION = 2  # a change in how a number is taken makes new trials
 
 
 class Verdict(str, Enum):
@@ -47,15 +28,6 @@ class Verdict(str, Enum):
     THROTTLED = "throttled"
     INTERFERED = "interfered"
     UNSTEADY = "unsteady"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A typed failure with the detail that a person needs."""
-
-    kind: FailureKind
-    detail: str
-    stage: Stage = Stage.UNSPECIFIED
 
 
 @dataclass(frozen=True)
@@ -77,6 +49,7 @@ class Conditions:
 
     Attributes:
         others_cpu: cores kept busy by processes that are not ours (0.0 = idle), or None if unreadable.
+        others_cpu_peak: the same, in the worst window of about 200 ms.
         steal: fraction of CPU time that the hypervisor took, 0 to 1, or None.
         throttled: reasons seen, empty if none.
         settings: governor, power mode, affinity, versions … as text.
@@ -89,14 +62,26 @@ class Conditions:
     throttled: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    others_cpu_peak: float | None = None
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """How load is applied. `paced` without a rate: one inference after the other."""
+    """How load is applied.
+
+    Attributes:
+        kind: `paced`: one inference after the other, or one started every 1 / `rate_per_s` seconds, idle in between; `offline`: all
+            samples are there, in batches of each of `batch_sizes`; `sustained`: without a pause for `duration_ns`; `server`: requests
+            arrive at random moments (Poisson), `rate_per_s` of them on average, and wait for each other.
+        rate_per_s: of `paced` and `server`.
+        batch_sizes: of `offline`; empty: 1.
+        duration_ns: of `sustained` and `server`, per launch; 0: the launch's bursts decide.
+    """
 
     kind: str = "paced"
     rate_per_s: float | None = None
+    batch_sizes: tuple[int, ...] = ()
+    duration_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +146,31 @@ class AccuracyWork:
     output_bytes_limit: int = 256 * 2**20
 
 
-Work = Union[LatencyWork, MemoryWork, AccuracyWork]
+@dataclass(frozen=True)
+class EnergyWork:
+    """Energy per inference of one contender: a window of load next to idle windows.
+
+    `source`: a power sensor by its name in the agent's table, empty: the best that the device has. `idle_ns`, `window_ns`: least lengths.
+    """
+
+    contender: Contender
+    inputs: str
+    scenario: Scenario = field(default_factory=Scenario)
+    source: str = ""
+    idle_ns: int = 5 * 10**9
+    window_ns: int = 10 * 10**9
+
+
+@dataclass(frozen=True)
+class ProfileWork:
+    """Time of each operator of one contender, in a pass of its own: profiling slows a model down."""
+
+    contender: Contender
+    inputs: str
+    inferences: int = 20
+
+
+Work = Union[LatencyWork, MemoryWork, AccuracyWork, EnergyWork, ProfileWork]
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Order:
-    """Something to measure; takes effect once. `device` empty: any device of `device_class`."""
+    """Something to measure; takes effect once.
+
+    Attributes:
+        device: the one that it is for; empty: any device of `device_class`.
+        window: part of the day, in the device's local time, in which its launches may begin (`22:00-05:00`); empty: any time.
+        only_on: of the class, the devices that may take it; empty: any that the run names.
+    """
 
     id: str
     run: str
@@ -185,65 +200,11 @@ class Order:
     work: Work
     device: str = ""
     limits: Limits = field(default_factory=Limits)
+    window: str = ""
+    only_on: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ContenderResult:
-    """One contender in one launch; with `failure` set the numbers are 0 and mean nothing.
-
-    `n` inferences make the numbers. `disturbed` of all lost the CPU to another process while they ran; `left_out` of those are not
-    among the n (0 where too few undisturbed ones were left). `chosen`: options that the candidate does not name and that matter for
-    what is computed, with what the runtime took by itself (OpenVINO: `inference_precision`).
-    """
-
-    key: str
-    n: int = 0
-    mean_ns: float = 0.0
-    p50_ns: int = 0
-    p90_ns: int = 0
-    p99_ns: int = 0
-    load_ns: int = 0
-    first_inference_ns: int = 0
-    warmup_inferences: int = 0
-    placement: Mapping[str, int] = field(default_factory=dict)
-    burst_p50_ns: tuple[int, ...] = ()
-    failure: Failure | None = None
-    disturbed: int = 0
-    left_out: int = 0
-    chosen: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LatencyResult:
-    """One launch. `samples`: digest of the raw samples (npz: `KEY`: uint64[n] of nanoseconds, `KEY.disturbed`: bool[n])."""
-
-    contenders: tuple[ContenderResult, ...]
-    resident_together: bool = True
-    samples: str = ""
-
-
-@dataclass(frozen=True)
-class MemoryResult:
-    """Peak RSS and PSS of the runner with the model, and of the same runner without one (the reference)."""
-
-    key: str
-    peak_rss_bytes: int
-    pss_bytes: int
-    reference_peak_rss_bytes: int
-    reference_pss_bytes: int
-
-
-@dataclass(frozen=True)
-class AccuracyResult:
-    """`outputs`, `golden`: digests of tensor packs (see `edgefarm.tensors`); `n`: samples run."""
-
-    key: str
-    outputs: str
-    golden: str
-    n: int
-
-
-Outcome = Union[LatencyResult, MemoryResult, AccuracyResult, Failure]
+Outcome = Union[LatencyResult, MemoryResult, AccuracyResult, EnergyResult, ProfileResult, Failure]
 
 
 @dataclass(frozen=True)

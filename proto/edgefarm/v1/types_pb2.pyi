@@ -195,7 +195,7 @@ class Trace(_message.Message):
     def __init__(self, quantity: _Optional[str] = ..., source: _Optional[str] = ..., n: _Optional[int] = ..., first: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., last: _Optional[float] = ...) -> None: ...
 
 class Conditions(_message.Message):
-    __slots__ = ("traces", "others_cpu", "steal", "throttled", "settings", "unavailable")
+    __slots__ = ("traces", "others_cpu", "steal", "throttled", "settings", "unavailable", "others_cpu_peak")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -216,21 +216,27 @@ class Conditions(_message.Message):
     THROTTLED_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_CPU_PEAK_FIELD_NUMBER: _ClassVar[int]
     traces: _containers.RepeatedCompositeFieldContainer[Trace]
     others_cpu: float
     steal: float
     throttled: _containers.RepeatedScalarFieldContainer[str]
     settings: _containers.ScalarMap[str, str]
     unavailable: _containers.ScalarMap[str, str]
-    def __init__(self, traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ..., others_cpu: _Optional[float] = ..., steal: _Optional[float] = ..., throttled: _Optional[_Iterable[str]] = ..., settings: _Optional[_Mapping[str, str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    others_cpu_peak: float
+    def __init__(self, traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ..., others_cpu: _Optional[float] = ..., steal: _Optional[float] = ..., throttled: _Optional[_Iterable[str]] = ..., settings: _Optional[_Mapping[str, str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., others_cpu_peak: _Optional[float] = ...) -> None: ...
 
 class Scenario(_message.Message):
-    __slots__ = ("kind", "rate_per_s")
+    __slots__ = ("kind", "rate_per_s", "batch_sizes", "duration_ns")
     KIND_FIELD_NUMBER: _ClassVar[int]
     RATE_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZES_FIELD_NUMBER: _ClassVar[int]
+    DURATION_NS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     rate_per_s: float
-    def __init__(self, kind: _Optional[str] = ..., rate_per_s: _Optional[float] = ...) -> None: ...
+    batch_sizes: _containers.RepeatedScalarFieldContainer[int]
+    duration_ns: int
+    def __init__(self, kind: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., duration_ns: _Optional[int] = ...) -> None: ...
 
 class Contender(_message.Message):
     __slots__ = ("key", "candidate")
@@ -296,6 +302,32 @@ class AccuracyWork(_message.Message):
     output_bytes_limit: int
     def __init__(self, contender: _Optional[_Union[Contender, _Mapping]] = ..., shards: _Optional[_Iterable[str]] = ..., reduction: _Optional[_Union[Reduction, _Mapping]] = ..., golden_samples: _Optional[int] = ..., output_bytes_limit: _Optional[int] = ...) -> None: ...
 
+class EnergyWork(_message.Message):
+    __slots__ = ("contender", "inputs", "scenario", "source", "idle_ns", "window_ns")
+    CONTENDER_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    SCENARIO_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    IDLE_NS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_NS_FIELD_NUMBER: _ClassVar[int]
+    contender: Contender
+    inputs: str
+    scenario: Scenario
+    source: str
+    idle_ns: int
+    window_ns: int
+    def __init__(self, contender: _Optional[_Union[Contender, _Mapping]] = ..., inputs: _Optional[str] = ..., scenario: _Optional[_Union[Scenario, _Mapping]] = ..., source: _Optional[str] = ..., idle_ns: _Optional[int] = ..., window_ns: _Optional[int] = ...) -> None: ...
+
+class ProfileWork(_message.Message):
+    __slots__ = ("contender", "inputs", "inferences")
+    CONTENDER_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    INFERENCES_FIELD_NUMBER: _ClassVar[int]
+    contender: Contender
+    inputs: str
+    inferences: int
+    def __init__(self, contender: _Optional[_Union[Contender, _Mapping]] = ..., inputs: _Optional[str] = ..., inferences: _Optional[int] = ...) -> None: ...
+
 class Limits(_message.Message):
     __slots__ = ("transfer_ns", "load_ns", "run_ns", "memory_bytes")
     TRANSFER_NS_FIELD_NUMBER: _ClassVar[int]
@@ -309,7 +341,7 @@ class Limits(_message.Message):
     def __init__(self, transfer_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., run_ns: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Order(_message.Message):
-    __slots__ = ("id", "run", "model", "device_class", "device", "limits", "latency", "memory", "accuracy")
+    __slots__ = ("id", "run", "model", "device_class", "device", "limits", "latency", "memory", "accuracy", "energy", "profile", "window", "only_on")
     ID_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -319,6 +351,10 @@ class Order(_message.Message):
     LATENCY_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    ONLY_ON_FIELD_NUMBER: _ClassVar[int]
     id: str
     run: str
     model: str
@@ -328,10 +364,28 @@ class Order(_message.Message):
     latency: LatencyWork
     memory: MemoryWork
     accuracy: AccuracyWork
-    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., model: _Optional[str] = ..., device_class: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., latency: _Optional[_Union[LatencyWork, _Mapping]] = ..., memory: _Optional[_Union[MemoryWork, _Mapping]] = ..., accuracy: _Optional[_Union[AccuracyWork, _Mapping]] = ...) -> None: ...
+    energy: EnergyWork
+    profile: ProfileWork
+    window: str
+    only_on: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., run: _Optional[str] = ..., model: _Optional[str] = ..., device_class: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., latency: _Optional[_Union[LatencyWork, _Mapping]] = ..., memory: _Optional[_Union[MemoryWork, _Mapping]] = ..., accuracy: _Optional[_Union[AccuracyWork, _Mapping]] = ..., energy: _Optional[_Union[EnergyWork, _Mapping]] = ..., profile: _Optional[_Union[ProfileWork, _Mapping]] = ..., window: _Optional[str] = ..., only_on: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BatchResult(_message.Message):
+    __slots__ = ("batch_size", "n", "mean_ns", "p50_ns", "unavailable")
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    MEAN_NS_FIELD_NUMBER: _ClassVar[int]
+    P50_NS_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    batch_size: int
+    n: int
+    mean_ns: float
+    p50_ns: int
+    unavailable: str
+    def __init__(self, batch_size: _Optional[int] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., unavailable: _Optional[str] = ...) -> None: ...
 
 class ContenderResult(_message.Message):
-    __slots__ = ("key", "n", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "load_ns", "first_inference_ns", "warmup_inferences", "placement", "burst_p50_ns", "failure", "disturbed", "left_out", "chosen")
+    __slots__ = ("key", "n", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "load_ns", "first_inference_ns", "warmup_inferences", "placement", "burst_p50_ns", "failure", "disturbed", "left_out", "chosen", "samples_per_s", "batches", "regime", "unsettled")
     class PlacementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +415,10 @@ class ContenderResult(_message.Message):
     DISTURBED_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    REGIME_FIELD_NUMBER: _ClassVar[int]
+    UNSETTLED_FIELD_NUMBER: _ClassVar[int]
     key: str
     n: int
     mean_ns: float
@@ -376,7 +434,11 @@ class ContenderResult(_message.Message):
     disturbed: int
     left_out: int
     chosen: _containers.ScalarMap[str, str]
-    def __init__(self, key: _Optional[str] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., p90_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., first_inference_ns: _Optional[int] = ..., warmup_inferences: _Optional[int] = ..., placement: _Optional[_Mapping[str, int]] = ..., burst_p50_ns: _Optional[_Iterable[int]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., disturbed: _Optional[int] = ..., left_out: _Optional[int] = ..., chosen: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    samples_per_s: float
+    batches: _containers.RepeatedCompositeFieldContainer[BatchResult]
+    regime: str
+    unsettled: int
+    def __init__(self, key: _Optional[str] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., p90_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., first_inference_ns: _Optional[int] = ..., warmup_inferences: _Optional[int] = ..., placement: _Optional[_Mapping[str, int]] = ..., burst_p50_ns: _Optional[_Iterable[int]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., disturbed: _Optional[int] = ..., left_out: _Optional[int] = ..., chosen: _Optional[_Mapping[str, str]] = ..., samples_per_s: _Optional[float] = ..., batches: _Optional[_Iterable[_Union[BatchResult, _Mapping]]] = ..., regime: _Optional[str] = ..., unsettled: _Optional[int] = ...) -> None: ...
 
 class LatencyResult(_message.Message):
     __slots__ = ("contenders", "resident_together", "samples")
@@ -389,18 +451,99 @@ class LatencyResult(_message.Message):
     def __init__(self, contenders: _Optional[_Iterable[_Union[ContenderResult, _Mapping]]] = ..., resident_together: bool = ..., samples: _Optional[str] = ...) -> None: ...
 
 class MemoryResult(_message.Message):
-    __slots__ = ("key", "peak_rss_bytes", "pss_bytes", "reference_peak_rss_bytes", "reference_pss_bytes")
+    __slots__ = ("key", "peak_rss_bytes", "pss_bytes", "reference_peak_rss_bytes", "reference_pss_bytes", "private_bytes", "reference_private_bytes", "accelerator_bytes", "accelerator")
     KEY_FIELD_NUMBER: _ClassVar[int]
     PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     PSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_PSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_PRIVATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     key: str
     peak_rss_bytes: int
     pss_bytes: int
     reference_peak_rss_bytes: int
     reference_pss_bytes: int
-    def __init__(self, key: _Optional[str] = ..., peak_rss_bytes: _Optional[int] = ..., pss_bytes: _Optional[int] = ..., reference_peak_rss_bytes: _Optional[int] = ..., reference_pss_bytes: _Optional[int] = ...) -> None: ...
+    private_bytes: int
+    reference_private_bytes: int
+    accelerator_bytes: int
+    accelerator: str
+    def __init__(self, key: _Optional[str] = ..., peak_rss_bytes: _Optional[int] = ..., pss_bytes: _Optional[int] = ..., reference_peak_rss_bytes: _Optional[int] = ..., reference_pss_bytes: _Optional[int] = ..., private_bytes: _Optional[int] = ..., reference_private_bytes: _Optional[int] = ..., accelerator_bytes: _Optional[int] = ..., accelerator: _Optional[str] = ...) -> None: ...
+
+class EnergyResult(_message.Message):
+    __slots__ = ("key", "per_inference_uj", "low_uj", "high_uj", "inferences", "load_watts", "idle_watts", "duration_ns", "updates", "rate_hz", "source", "rail", "includes", "accuracy", "idle_subtracted", "unavailable")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PER_INFERENCE_UJ_FIELD_NUMBER: _ClassVar[int]
+    LOW_UJ_FIELD_NUMBER: _ClassVar[int]
+    HIGH_UJ_FIELD_NUMBER: _ClassVar[int]
+    INFERENCES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_WATTS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_WATTS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_NS_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    RATE_HZ_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    RAIL_FIELD_NUMBER: _ClassVar[int]
+    INCLUDES_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SUBTRACTED_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    per_inference_uj: float
+    low_uj: float
+    high_uj: float
+    inferences: int
+    load_watts: float
+    idle_watts: float
+    duration_ns: int
+    updates: int
+    rate_hz: float
+    source: str
+    rail: str
+    includes: str
+    accuracy: str
+    idle_subtracted: bool
+    unavailable: str
+    def __init__(self, key: _Optional[str] = ..., per_inference_uj: _Optional[float] = ..., low_uj: _Optional[float] = ..., high_uj: _Optional[float] = ..., inferences: _Optional[int] = ..., load_watts: _Optional[float] = ..., idle_watts: _Optional[float] = ..., duration_ns: _Optional[int] = ..., updates: _Optional[int] = ..., rate_hz: _Optional[float] = ..., source: _Optional[str] = ..., rail: _Optional[str] = ..., includes: _Optional[str] = ..., accuracy: _Optional[str] = ..., idle_subtracted: bool = ..., unavailable: _Optional[str] = ...) -> None: ...
+
+class OperatorTime(_message.Message):
+    __slots__ = ("name", "kind", "provider", "mean_ns", "calls")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    MEAN_NS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    provider: str
+    mean_ns: float
+    calls: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., provider: _Optional[str] = ..., mean_ns: _Optional[float] = ..., calls: _Optional[int] = ...) -> None: ...
+
+class ProfileResult(_message.Message):
+    __slots__ = ("key", "operators", "placement", "whole_ns", "source", "unavailable")
+    class PlacementEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_NS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    operators: _containers.RepeatedCompositeFieldContainer[OperatorTime]
+    placement: _containers.ScalarMap[str, int]
+    whole_ns: float
+    source: str
+    unavailable: str
+    def __init__(self, key: _Optional[str] = ..., operators: _Optional[_Iterable[_Union[OperatorTime, _Mapping]]] = ..., placement: _Optional[_Mapping[str, int]] = ..., whole_ns: _Optional[float] = ..., source: _Optional[str] = ..., unavailable: _Optional[str] = ...) -> None: ...
 
 class AccuracyResult(_message.Message):
     __slots__ = ("key", "outputs", "golden", "n")
@@ -415,7 +558,7 @@ class AccuracyResult(_message.Message):
     def __init__(self, key: _Optional[str] = ..., outputs: _Optional[str] = ..., golden: _Optional[str] = ..., n: _Optional[int] = ...) -> None: ...
 
 class Attempt(_message.Message):
-    __slots__ = ("order", "index", "device", "started_unix_ms", "duration_ns", "conditions", "latency", "memory", "accuracy", "failure")
+    __slots__ = ("order", "index", "device", "started_unix_ms", "duration_ns", "conditions", "latency", "memory", "accuracy", "failure", "energy", "profile")
     ORDER_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -426,6 +569,8 @@ class Attempt(_message.Message):
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
     order: str
     index: int
     device: str
@@ -436,7 +581,9 @@ class Attempt(_message.Message):
     memory: MemoryResult
     accuracy: AccuracyResult
     failure: Failure
-    def __init__(self, order: _Optional[str] = ..., index: _Optional[int] = ..., device: _Optional[str] = ..., started_unix_ms: _Optional[int] = ..., duration_ns: _Optional[int] = ..., conditions: _Optional[_Union[Conditions, _Mapping]] = ..., latency: _Optional[_Union[LatencyResult, _Mapping]] = ..., memory: _Optional[_Union[MemoryResult, _Mapping]] = ..., accuracy: _Optional[_Union[AccuracyResult, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    energy: EnergyResult
+    profile: ProfileResult
+    def __init__(self, order: _Optional[str] = ..., index: _Optional[int] = ..., device: _Optional[str] = ..., started_unix_ms: _Optional[int] = ..., duration_ns: _Optional[int] = ..., conditions: _Optional[_Union[Conditions, _Mapping]] = ..., latency: _Optional[_Union[LatencyResult, _Mapping]] = ..., memory: _Optional[_Union[MemoryResult, _Mapping]] = ..., accuracy: _Optional[_Union[AccuracyResult, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., energy: _Optional[_Union[EnergyResult, _Mapping]] = ..., profile: _Optional[_Union[ProfileResult, _Mapping]] = ...) -> None: ...
 
 class Golden(_message.Message):
     __slots__ = ("digest", "relative_tolerance", "absolute_tolerance")
