@@ -22,11 +22,6 @@ def test_student_quantiles_equal_the_printed_tables(confidence: float, degrees: 
     assert s.student_quantile(confidence, degrees) == pytest.approx(t, abs=5e-5)
 
 
-def test_percentile_floors_equal_those_of_loadgen() -> None:
-    assert [s.percentile_floor(0.9), s.percentile_floor(0.99)] == [64, 662]
-    assert s.percentile_floor(0.99, overlatency=0) == 459
-
-
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 1))
 def test_a_quantile_lies_between_the_extremes(values: list[float], q: float) -> None:
     assert min(values) - 1e-6 <= s.quantile(values, q) <= max(values) + 1e-6
