@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.arguments import names, option, pair, sizes
 from edgefarm import __version__
 from edgefarm.errors import INTERRUPTED, EdgefarmError, StorageError, UserError
 
 if TYPE_CHECKING:
+    from agent.bench.site import Surroundings
     from agent.config import AgentFile
     from agent.supervisor import Config
 
@@ -77,14 +79,25 @@ def _config(options: argparse.Namespace) -> Config:
     file = _file(options)
     state = _state(options, file)
     place = place_of(options.controller or file.controller, options.name or file.name, state)
+    around = _surroundings(file, state)
     return Config(
         controller=place.address, name=place.name, state=state, enrolled=place.identity is not None,
-        threads=_threads(file.threads if options.threads is None else options.threads),
-        runner_socket=file.runner_socket, memory_bytes=file.memory_bytes,
+        threads=_threads(file.threads if options.threads is None else options.threads, around), surroundings=around,
+        runner_socket=file.runner_socket, memory_bytes=file.memory_bytes, meter=file.meter,
         runtimes=_runtimes(options, file), labels={**file.labels, **dict(options.label)}, metrics=options.metrics or file.metrics or None,
         cache_bytes=options.cache_bytes or file.cache_bytes, lock=options.measure_lock,
         secret=_read_secret(options.secret_fd) if options.secret_fd is not None else "",
     )  # fmt: skip
+
+
+def _surroundings(file: AgentFile, state: Path) -> Surroundings:
+    """What `[measure]` of the file asks for. Raises UserError for cores that the device does not have."""
+    from agent.bench.affinity import choose
+    from agent.bench.gate import Gate
+    from agent.bench.site import Surroundings
+
+    gate = Gate(file.start_below_celsius, file.start_wait_s)
+    return Surroundings(choose(file.cpus), gate, file.governor, state / "governor.json")
 
 
 def _runtimes(options: argparse.Namespace, file: AgentFile) -> Sequence[str] | None:
@@ -141,14 +154,16 @@ def _probe(options: argparse.Namespace) -> None:
 
     file = _file(options)
     become_owner(_state(options, file))  # what it says is true of the agent, not of root
-    threads, runtimes = _threads(file.threads if options.threads is None else options.threads), _runtimes(options, file)
+    around = _surroundings(file, _state(options, file))
+    threads, runtimes = _threads(file.threads if options.threads is None else options.threads, around), _runtimes(options, file)
     limits = {**limits_in_force(in_unit=file.runner_socket is not None), **_isolation(file.runner_socket)}
     found = probe.probe_capabilities(runtimes, unit_socket=file.runner_socket)
-    fingerprint = probe.fingerprint(threads, allowed=runtimes)  # as the controller is told
+    fingerprint = {**probe.fingerprint(threads, allowed=runtimes), **around.fingerprint()}  # as the controller is told
     if options.json:
         _print_json(
             {
-                "labels": dict(probe.labels(allowed=runtimes)), "fingerprint": fingerprint, "threads": threads,
+                "labels": dict(probe.labels(allowed=runtimes, meter=file.meter)), "fingerprint": fingerprint, "threads": threads,
+                "power": probe.power_sources(file.meter),
                 "emulated": bool(probe.emulation()), "capabilities": [vars(c) for c in found], "runner_limits": limits,
             }
         )  # fmt: skip
@@ -158,6 +173,9 @@ def _probe(options: argparse.Namespace) -> None:
     print()
     for name, limit in limits.items():
         print(f"{name:14} {limit}")
+    print()
+    for name, said in probe.power_sources(file.meter).items():
+        print(f"{'no' if said['reason'] else 'yes':4} power {said['reason'] or name + ': ' + ', '.join(said['rails'])}")
     print()
     for capability in found:
         name = " ".join(filter(None, (capability.runtime, capability.version, capability.provider)))
@@ -171,17 +189,36 @@ def _isolation(unit_socket: Path | None) -> dict[str, str]:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from agent.offline import bench_file
+    from agent.offline import bench_file, loadgen_file, scenario_of
 
-    report = bench_file(
-        options.model, runtime=options.runtime, options={**dict(options.option), "threads": _threads(options.threads)},
-        inputs=options.inputs, launches=options.launches, lock=options.measure_lock,
-    )  # fmt: skip
+    scenario = scenario_of(options.scenario, options.rate, options.batch_sizes, options.duration if not options.loadgen else None)
+    common: dict[str, Any] = {
+        "runtime": options.runtime, "options": {**dict(options.option), "threads": _threads(options.threads)},
+        "inputs": options.inputs, "scenario": scenario, "lock": options.measure_lock,
+    }  # fmt: skip
+    if options.loadgen:
+        more = {"seconds": options.duration, "target_latency_ms": options.target_latency_ms, "out": options.out}
+        report = loadgen_file(options.model, **common, **more)
+    else:
+        report = bench_file(options.model, **common, launches=options.launches)
     if options.json:
         _print_json(report)
     else:
         print(report["summary"])
     return 0
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from agent.profiling import profile_file, shown
+
+    report = profile_file(
+        options.model, runtime=options.runtime, options={**dict(options.option), "threads": _threads(options.threads)},
+        inputs=options.inputs, inferences=options.inferences, lock=options.measure_lock,
+    )  # fmt: skip
+    if options.json:
+        _print_json(report)
+    else:
+        print(shown(report))
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -240,34 +277,11 @@ def _print_json(value: Any) -> None:
     print()
 
 
-def _threads(asked: int | None) -> int:
-    available = len(os.sched_getaffinity(0))
+def _threads(asked: int | None, around: Surroundings | None = None) -> int:
+    available = len(os.sched_getaffinity(0)) if around is None or around.cores is None else len(around.cores.numbers)
     if asked is not None and not 1 <= asked <= _MOST_THREADS:
         raise UserError(f"--threads {asked}, or threads in agent.toml: must be 1 to {_MOST_THREADS}")
     return asked or available
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
-    return key, value
-
-
-def _option(text: str) -> tuple[str, bool | int | float | str]:
-    key, value = _pair(text)
-    if value in ("true", "false"):
-        return key, value == "true"
-    for kind in (int, float):
-        try:
-            return key, kind(value)
-        except ValueError:
-            continue
-    return key, value
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -277,18 +291,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     probe = _verb(verbs, "probe", _probe, "what this device can do, and why not what it cannot", "edge-agent probe --json")
     _add_place(probe)
-    probe.add_argument("--runtimes", type=_names, metavar="NAME,NAME", help="prove only these")
+    probe.add_argument("--runtimes", type=names, metavar="NAME,NAME", help="prove only these")
     probe.add_argument("--threads", type=int, metavar="N")
     probe.add_argument("--json", action="store_true")
-    bench = _verb(verbs, "bench", _bench, "measure one model, offline", "edge-agent bench model.onnx --threads 1")
-    bench.add_argument("model", type=Path)
-    bench.add_argument("--inputs", type=Path, metavar="PACK.npz", help="tensor pack to feed; default: random values of the model's shapes")
-    bench.add_argument("--runtime", metavar="NAME", help="default: the first installed one that opens the file")
-    bench.add_argument("--option", type=_option, action="append", default=[], metavar="KEY=VALUE", help="of the runtime; may be repeated")
-    bench.add_argument("--threads", type=int, metavar="N")
-    bench.add_argument("--launches", type=int, default=10, metavar="N", help="fresh processes to measure in (10)")
-    bench.add_argument("--measure-lock", type=Path, metavar="FILE", help=argparse.SUPPRESS)
-    bench.add_argument("--json", action="store_true")
+    _add_bench(verbs)
+    about = "what takes the time inside of one model, and where it runs, offline"
+    profile = _verb(verbs, "profile", _profile, about, "edge-agent profile model.onnx --threads 1")
+    _add_model(profile)
+    profile.add_argument("--inferences", type=int, default=20, metavar="N", help="to take means of (20)")
     status = _verb(verbs, "status", _status, "what this device holds and runs", "edge-agent status --state /var/lib/edgefarm")
     _add_place(status)
     status.add_argument("--json", action="store_true")
@@ -300,6 +310,29 @@ def _parser() -> argparse.ArgumentParser:
     _add_place(pause)
     _add_enrolment(verbs)
     return parser
+
+
+def _add_bench(verbs: Any) -> None:
+    bench = _verb(verbs, "bench", _bench, "measure one model, offline", "edge-agent bench model.onnx --threads 1")
+    _add_model(bench)
+    bench.add_argument("--launches", type=int, metavar="N", help="fresh processes to measure in (10; sustained 3, server 5)")
+    bench.add_argument("--scenario", default="paced", metavar="KIND", help="paced (default), offline, sustained or server")
+    bench.add_argument("--rate", type=float, metavar="HZ", help="paced: inferences per second, with idle gaps; server: requests per second")
+    bench.add_argument("--batch-sizes", type=sizes, default=[], metavar="N,N", help="offline: batches to try (1)")
+    bench.add_argument("--duration", type=float, metavar="SECONDS", help="of a launch: sustained (60), server (10); of a LoadGen run (10)")
+    bench.add_argument("--loadgen", action="store_true", help="run it under MLPerf LoadGen instead, once")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="for LoadGen's logs")
+    bench.add_argument("--target-latency-ms", type=float, metavar="MS", help="what 99 %% of requests must keep, under LoadGen's Server")
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", type=Path)
+    verb.add_argument("--inputs", type=Path, metavar="PACK.npz", help="tensor pack to feed; default: random values of the model's shapes")
+    verb.add_argument("--runtime", metavar="NAME", help="default: the first installed one that opens the file")
+    verb.add_argument("--option", type=option, action="append", default=[], metavar="KEY=VALUE", help="of the runtime; may be repeated")
+    verb.add_argument("--threads", type=int, metavar="N")
+    verb.add_argument("--measure-lock", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    verb.add_argument("--json", action="store_true")
 
 
 def _add_enrolment(verbs: Any) -> None:
@@ -324,9 +357,9 @@ def _add_run(verbs: Any) -> None:
     run.add_argument("--controller", metavar="TARGET", help="unix:/path of one on this machine; default: where this device enrolled")
     run.add_argument("--name", metavar="NAME", help="the device's name in the fleet")
     _add_place(run)
-    run.add_argument("--runtimes", type=_names, metavar="NAME,NAME", help="those it may use; default: all that are installed")
+    run.add_argument("--runtimes", type=names, metavar="NAME,NAME", help="those it may use; default: all that are installed")
     run.add_argument("--threads", type=int, metavar="N", help="limit for one model; default: all cores that it may use")
-    run.add_argument("--label", type=_pair, action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
+    run.add_argument("--label", type=pair, action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     run.add_argument("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there; port 0 takes a free one")
     run.add_argument("--cache-bytes", type=int, default=0, metavar="N", help="quota of the artifact cache; default: half of the free space")
     run.add_argument("--secret-fd", type=int, metavar="N", help="inherited pipe: a secret in its first line; its end ends the agent")

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.bench.affinity import CHOICES, numbers
+from agent.bench.gate import WAIT_S
+from agent.power import LOCAL, METERS, Meter
 from edgefarm.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -42,6 +45,15 @@ class AgentFile:
         metrics: HOST:PORT of the Prometheus page; empty: none.
         runner_socket: where systemd starts runners; None: the agent starts them itself.
         memory_bytes: most that a runner may use; 0: most of what is available.
+        cpus: cores that models are measured on: `all`, `big`, `little`, or a list such as `0-3`.
+        governor: CPU frequency governor while measuring; empty: it is left alone.
+        start_below_celsius: a launch begins when the hottest chip is at most this warm; None: by the device's trip points.
+        start_wait_s: longest wait for that.
+        power_source: where power is read, a name of `agent.power`; empty: the best that the device has.
+        power_rail: a rail of that source; empty: its first.
+        power_url: address of a meter in the network.
+        power_channel: which of its sockets.
+        power_query: of Prometheus, an expression that gives watts.
     """
 
     name: str = ""
@@ -54,6 +66,20 @@ class AgentFile:
     metrics: str = ""
     runner_socket: Path | None = None
     memory_bytes: int = 0
+    cpus: str = "all"
+    governor: str = ""
+    start_below_celsius: float | None = None
+    start_wait_s: float = WAIT_S
+    power_source: str = ""
+    power_rail: str = ""
+    power_url: str = ""
+    power_channel: int = 0
+    power_query: str = ""
+
+    @property
+    def meter(self) -> Meter:
+        """What `[power]` says."""
+        return Meter(self.power_source, self.power_rail, self.power_url, self.power_channel, self.power_query)
 
 
 def load(path: Path) -> AgentFile:
@@ -96,7 +122,7 @@ class _Reader:
                 raise UserError(f"{self._at(table, key)}: unknown key {place!r}; {known}")
             parameter, read = keys[key]
             try:
-                found |= self.table(value, _LIMITS, key) if read is _limits and _limits(value) else {parameter: read(value)}
+                found |= self.table(_table(value), _TABLES[key], key) if key in _TABLES and not table else {parameter: read(value)}
             except _Invalid as wanted:
                 raise UserError(f"{self._at(table, key)}: {place}: {wanted}, got {value!r}") from wanted
         return found
@@ -154,14 +180,65 @@ def _labels(value: Any) -> dict[str, str]:
     return value
 
 
-def _limits(value: Any) -> bool:
+def _table(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _Invalid("must be a table")
-    return True
+    return value
+
+
+def _cores(value: Any) -> str:
+    if _text(value) not in CHOICES:
+        try:
+            numbers(value)
+        except ValueError as error:
+            raise _Invalid("must be 'all', 'big', 'little' or a list of cores such as '0-3,6'") from error
+    return str(value)
+
+
+def _word(value: Any) -> str:
+    if not re.fullmatch(r"[a-z_]{1,32}", _text(value)):
+        raise _Invalid("must be the name of a governor, e.g. 'performance'")
+    return str(value)
+
+
+def _number(low: float, high: float, unit: str) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+            raise _Invalid(f"must be {low:g} to {high:g} {unit}")
+        return float(value)
+
+    return read
+
+
+def _source(value: Any) -> str:
+    if _text(value) not in (known := [*LOCAL, *METERS]):
+        raise _Invalid(f"must be one of {', '.join(known)}")
+    return str(value)
+
+
+def _channel(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 63:
+        raise _Invalid("must be the number of a socket, from 0")
+    return value
 
 
 _Key = tuple[str, Callable[[Any], Any]]
-_LIMITS: dict[str, _Key] = {"memory_mib": ("memory_bytes", _mib)}
+_TABLES: dict[str, dict[str, _Key]] = {
+    "limits": {"memory_mib": ("memory_bytes", _mib)},
+    "measure": {
+        "cpus": ("cpus", _cores),
+        "governor": ("governor", _word),
+        "start_below_celsius": ("start_below_celsius", _number(20, 110, "degrees Celsius")),
+        "start_wait_s": ("start_wait_s", _number(0, 3600, "seconds")),
+    },
+    "power": {
+        "source": ("power_source", _source),
+        "rail": ("power_rail", _text),
+        "url": ("power_url", _text),
+        "channel": ("power_channel", _channel),
+        "query": ("power_query", _text),
+    },
+}
 _KEYS: dict[str, _Key] = {
     "name": ("name", _name),
     "controller": ("controller", _text),
@@ -172,5 +249,5 @@ _KEYS: dict[str, _Key] = {
     "cache_mib": ("cache_bytes", _mib),
     "metrics": ("metrics", _text),
     "runner_socket": ("runner_socket", _absolute),
-    "limits": ("", _limits),
+    **dict.fromkeys(_TABLES, ("", _table)),
 }

@@ -13,7 +13,7 @@ from agent.sensors import Absent, Observation, Reading, collect_by_sensor
 from edgefarm import __version__
 from edgefarm.errors import EdgefarmError
 from edgefarm.metrics import DIRECTIONS, OUTCOMES, ROLLBACK_REASONS
-from edgefarm.model import Failure, Family, LatencyResult, MemoryResult, Outcome, Series
+from edgefarm.model import EnergyResult, Failure, Family, LatencyResult, MemoryResult, Outcome, Series
 from edgefarm.statistics import percentile_floor
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ class Counters:
         self._rollbacks = dict.fromkeys(ROLLBACK_REASONS, 0)
         self._latency_s: dict[str, Mapping[str, float]] = {}
         self._memory_bytes: dict[str, int] = {}
+        self._energy_j: dict[str, float] = {}
 
     def add_trial(self, model: str, outcome: Outcome) -> None:
         """One attempt of `model` ended: it counts as ok, or as the kind of its failure; its last contender's numbers are kept."""
@@ -39,6 +40,9 @@ class Counters:
             self._trials[outcome.kind.value if isinstance(outcome, Failure) else "ok"] += 1
             if isinstance(outcome, MemoryResult):
                 _keep(self._memory_bytes, model, outcome.peak_rss_bytes)
+            elif isinstance(outcome, EnergyResult):
+                if not outcome.unavailable:
+                    _keep(self._energy_j, model, outcome.per_inference_uj / 1e6)
             elif isinstance(outcome, LatencyResult):
                 for result in (r for r in outcome.contenders if r.failure is None):
                     _keep(self._latency_s, model, {s: getattr(result, f"{s}_ns") / 1e9 for s, n in _STATS.items() if result.n >= n})
@@ -63,6 +67,11 @@ class Counters:
         with self._lock:
             return dict(self._latency_s), dict(self._memory_bytes)
 
+    def last_energies(self) -> Mapping[str, float]:
+        """Joules of one inference by model, of the last trial that gave them."""
+        with self._lock:
+            return dict(self._energy_j)
+
 
 def _keep(last: dict[str, T], model: str, value: T) -> None:
     """Remembers `value` as the newest; the oldest models are forgotten, so that the page stays small."""
@@ -83,6 +92,8 @@ _SENSED: dict[str, tuple[str, str]] = {
     "cpu_busy_seconds_total": ("edgefarm_cpu_busy_seconds_total", ""),
     "cpu_steal_seconds_total": ("edgefarm_cpu_steal_seconds_total", ""),
     "throttle_events_total": ("edgefarm_throttle_events_total", "source"),
+    "power_watts": ("edgefarm_power_watts", "rail"),
+    "energy_joules_total": ("edgefarm_energy_joules_total", "rail"),
     "battery_charge_ratio": ("edgefarm_battery_charge_ratio", "battery"),
 }
 
@@ -142,6 +153,8 @@ class Page:
                 gathered.add("edgefarm_trial_latency_seconds", value, model=model, stat=stat)
         for model, peak in peaks.items():
             gathered.add("edgefarm_trial_memory_bytes", peak, model=model)
+        for model, joules in self._counters.last_energies().items():
+            gathered.add("edgefarm_trial_energy_joules", joules, model=model)
 
     def _add_sensed(self, gathered: _Gathered) -> None:
         for collector, observations in self._sensors().items():

@@ -51,7 +51,7 @@ class Outbox:
         self._journal, self._cache, self._transfers, self._send = journal, cache, transfers, send
         self._lock = threading.Lock()
         self._unsent: dict[AttemptId, _Unsent] = {}
-        self._ended: dict[str, bool] = {}
+        self._ended: dict[str, OrderEnded] = {}
         self._acknowledged: deque[AttemptId] = deque(maxlen=_REMEMBERED)
         for attempt in journal.attempts():
             cache.pin(_owner(attempt.order, attempt.index), blobs_of(attempt))
@@ -67,10 +67,10 @@ class Outbox:
         with self._lock:
             self._unsent[AttemptId(attempt.order, attempt.index)] = _Unsent(limits.transfer_ns / 1e9)
 
-    def end(self, order: str, cancelled: bool) -> None:
-        """Has OrderEnded sent once every attempt of the order was sent."""
+    def end(self, order: str, cancelled: bool, local_s: int | None = None) -> None:
+        """Has OrderEnded sent once every attempt of the order was sent. `local_s`: the time of day that is outside of its window."""
         with self._lock:
-            self._ended[order] = cancelled
+            self._ended[order] = OrderEnded(order, cancelled, local_s)
 
     def ending(self) -> tuple[str, ...]:
         """Orders whose OrderEnded was not sent yet."""
@@ -183,11 +183,11 @@ class Outbox:
     def _send_ends(self) -> None:
         with self._lock:
             held = {i.order for i in self._unsent}
-            ready = [(order, cancelled) for order, cancelled in self._ended.items() if order not in held]
-        for order, cancelled in ready:
-            if self._send(OrderEnded(order, cancelled)):
+            ready = [ended for order, ended in self._ended.items() if order not in held]
+        for ended in ready:
+            if self._send(ended):
                 with self._lock:
-                    self._ended.pop(order, None)
+                    self._ended.pop(ended.order, None)
 
 
 def _owner(order: str, index: int) -> str:

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from agent import power
 from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
 from agent.runtimes import RUNTIMES, Library, installed_library, missing
 from agent.sensors.files import text
@@ -107,17 +108,17 @@ def fingerprint(threads: int, root: Path = _ROOT, allowed: Collection[str] | Non
     return {**found, **emulated, **runtime_versions(allowed)}
 
 
-def labels(root: Path = _ROOT, allowed: Collection[str] | None = None) -> dict[str, str]:
+def labels(root: Path = _ROOT, allowed: Collection[str] | None = None, meter: power.Meter | None = None) -> dict[str, str]:
     """Labels that the device gives itself; the user's own come on top. What can't be read is left out.
 
-    `arch`, `os`, `board`, `soc`, `ram_gib`, `runtimes`: those that are installed and allowed, e.g. `onnxruntime,tflite`; and
-    `emulated: yes` where the processor is.
+    `arch`, `os`, `board`, `soc`, `ram_gib`, `runtimes`: those that are installed and allowed, e.g. `onnxruntime,tflite`; `power`: the
+    sources that answer (`agent.power`), the best first; and `emulated: yes` where the processor is.
     """
     memory_gib = _memory_gib(root)
     found = {
         "arch": platform.machine(), "os": _label(_os_name(root)), "board": _label(_board(root)), "soc": _label(_soc(root)),
         "ram_gib": f"{memory_gib:g}" if memory_gib else "", "runtimes": ",".join(sorted(runtime_versions(allowed))),
-        "emulated": "yes" if emulation(root) else "",
+        "power": ",".join(power.look(root, meter, ask_meter=False)[0]), "emulated": "yes" if emulation(root) else "",
     }  # fmt: skip
     return {key: value for key, value in found.items() if value}
 
@@ -145,6 +146,13 @@ def emulation(root: Path = _ROOT, machine: str = "") -> str:
     if name.startswith("QEMU TCG") or (name.startswith("QEMU") and clocks is not None and "kvm-clock" not in clocks.split()):
         return f"a virtual machine without hardware support ({name})"
     return ""
+
+
+def power_sources(meter: power.Meter | None = None, root: Path = _ROOT) -> dict[str, dict[str, Any]]:
+    """Each source of power, the best first: its `rails` (name -> what it includes), or the `reason` why it does not answer."""
+    found, reasons = power.look(root, meter)
+    answers = {name: {"rails": {r.name: r.includes for r in source.rails}, "reason": ""} for name, source in found.items()}
+    return {**answers, **{name: {"rails": {}, "reason": reason} for name, reason in reasons.items()}}
 
 
 def host_id(root: Path = _ROOT) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from agent import bench, identity, probe
 from agent.activation import Activation
-from agent.bench import Measured, Site
+from agent.bench import Measured, Site, Surroundings
+from agent.bench.governor import give_back as give_back_governor
 from agent.cache import Cache
 from agent.clock import Clock
 from agent.enrolment import FOLDER
@@ -22,6 +23,7 @@ from agent.metrics import Counters, Page
 from agent.notify import Notifier, Pulses
 from agent.outbox import Outbox
 from agent.pause import Pause
+from agent.power import Meter
 from agent.renewal import Renewal
 from agent.runner.limits import limits_in_force
 from agent.runner.scratch import remove
@@ -58,6 +60,7 @@ from edgefarm.model import (
     Probed,
     Welcome,
 )
+from edgefarm.windows import local_second
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -85,6 +88,8 @@ class Config:
         lock: the host's measure lock; None = the usual one.
         runner_socket: where systemd starts runners in units of their own; None = they are children of this process.
         memory_bytes: most that a runner may use, whatever an order says; 0 = most of what is available.
+        meter: what the device's user said of where power is read.
+        surroundings: cores, temperature and governor of a measurement.
     """
 
     controller: str
@@ -100,6 +105,8 @@ class Config:
     enrolled: bool = False
     runner_socket: Path | None = None
     memory_bytes: int = 0
+    meter: Meter | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
 
 class LocalBench:
@@ -189,6 +196,8 @@ class Supervisor:
         scratch = self._state / "scratch"
         remove(scratch)
         scratch.mkdir(exist_ok=True)
+        if (file := config.surroundings.governor_file) is not None:
+            give_back_governor(Path("/"), file)  # an agent before this one died while it measured
         cache = Cache(self._state / "cache", config.cache_bytes or _default_quota(self._state))
         self._journal = Journal(self._state / "journal")
         self._slots = Slots(self._state / "models", config.name)
@@ -210,7 +219,10 @@ class Supervisor:
         )
         self._reporter = Reporter(self._page.families, self._link.send)
         transfers = Transfers(self._link.artifacts, cache, self._attached, self._counters, config.lock)
-        local = LocalBench(Site(scratch, config.threads, config.lock, unit_socket=config.runner_socket), config.memory_bytes)
+        site = Site(
+            scratch, config.threads, config.lock, unit_socket=config.runner_socket, surroundings=config.surroundings, meter=config.meter
+        )
+        local = LocalBench(site, config.memory_bytes)
         self._outbox = Outbox(self._journal, cache, transfers, self._link.send)
         activation = Activation(config.name, self._slots, cache, transfers, local, self._link.send, self._counters)
         self._worker = Worker(
@@ -223,8 +235,10 @@ class Supervisor:
         known = probe.cached_capabilities(config.runtimes, self._state)
         self._probed = known is not None
         return Device(
-            config.name, identity.device_id(self._state), probe.host_id(), {**probe.labels(allowed=config.runtimes), **config.labels},
-            probe.fingerprint(config.threads, allowed=config.runtimes), known or (), config.threads, bool(probe.emulation()), __version__,
+            config.name, identity.device_id(self._state), probe.host_id(),
+            {**probe.labels(allowed=config.runtimes, meter=config.meter), **config.labels},
+            {**probe.fingerprint(config.threads, allowed=config.runtimes), **config.surroundings.fingerprint()}, known or (),
+            config.threads, bool(probe.emulation()), __version__,
         )  # fmt: skip
 
     def _start(self) -> None:
@@ -316,7 +330,7 @@ class Supervisor:
         paused = bool(self._pause)
         self._worker.beat(paused=paused)  # it also looks for what another process changed in the slots
         self._notifier.status(self._too_old or ("paused" if paused else f"attached to {self._config.controller}"))
-        return Heartbeat(self._worker.running(), self._disk_free(), _own_rss(), paused)
+        return Heartbeat(self._worker.running(), self._disk_free(), _own_rss(), paused, local_second(self._clock.unix_ms()))
 
     def _detached(self) -> None:
         self._attached.clear()

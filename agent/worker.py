@@ -19,7 +19,7 @@ from agent.metrics import Counters
 from agent.outbox import Outbox
 from agent.threads import vital
 from agent.transfer import Cancelled, TimedOut, Transfers
-from edgefarm import __version__
+from edgefarm import __version__, windows
 from edgefarm.errors import EdgefarmError
 from edgefarm.heap import give_back
 from edgefarm.model import (
@@ -92,7 +92,8 @@ class Worker:
         failed: told of an error that ended one of the threads: nothing is worked on any more.
         paused: while it says so, no launch begins; orders go back once the controller was told (`beat`).
         alive: called again and again by the worker's thread for as long as it does not hang.
-        wall: UTC milliseconds.
+        wall: UTC milliseconds. By it and this machine's time zone, no launch begins outside of its order's window, whoever sent it:
+            the order goes back.
     """
 
     def __init__(
@@ -257,6 +258,10 @@ class Worker:
             if told := self._pause_told:
                 self._end(held)  # it may last: others of the class, and of this host, need not wait for it
             return told
+        if held.order.window and not windows.is_open(held.order.window, local_s := windows.local_second(self._wall())):
+            _LOG.info("order %s: given back: outside of its window %s", held.order.id, held.order.window)
+            self._end(held, local_s)
+            return True
         try:
             if held.models is None:
                 held.models = self._prepare(held)
@@ -337,10 +342,10 @@ class Worker:
             self._record(held, Attempt(held.order.id, index, self._device, self._wall(), 0, failure))
         held.left.clear()
 
-    def _end(self, held: OpenOrder) -> None:
+    def _end(self, held: OpenOrder, local_s: int | None = None) -> None:
         if held.models is not None:
             shutil.rmtree(self._scratch / "order", ignore_errors=True)
-        self._outbox.end(held.order.id, cancelled=bool(held.left))
+        self._outbox.end(held.order.id, cancelled=bool(held.left), local_s=local_s)
         with self._changed:
             self._open.remove(held)
             self._cache.unpin(held.owner)

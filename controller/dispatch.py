@@ -80,7 +80,7 @@ class Dispatcher:
     def _send_difference(self, station: Station, session: Session, hello: Hello) -> None:
         for entry in self._store.queue():  # taken back while the device was away, but it never stopped working on it
             still_there = entry.state is OrderState.QUEUED and entry.id in hello.open_orders and entry.device in ("", session.device)
-            if still_there and self._queue.may_take(session.device, entry.run):
+            if still_there and self._queue.may_take(session.device, entry):
                 self._mark_sent(entry.id, session.device)
         stored = [o for e in self._held(session.device) if (o := self._store.order(e.id)) is not None]
         known = [KnownDeployment(s.deployment, s.status) for s in self._store.history(session.device)]
@@ -112,6 +112,7 @@ class Dispatcher:
         station = self._stations[session.device]
         if isinstance(body, Heartbeat):
             session.working_on = body.order
+            self._heard_time(station, body.local_s)
             if session.paused != body.paused:
                 session.paused = body.paused
                 self.dispatch()
@@ -125,6 +126,11 @@ class Dispatcher:
         elif isinstance(body, DeploymentStatus) and body.state is not DeploymentState.UNSPECIFIED:  # a newer agent's: it says more later
             self._store.save_status(replace(body, device=session.device))
             self._grant(station)
+
+    def _heard_time(self, station: Station, local_s: int | None) -> None:
+        station.told_s, station.told_at = local_s, self._clock()
+        if self._queue.windows_moved(self._stations):
+            self.dispatch()
 
     def _attempt(self, session: Session, attempt: Attempt) -> None:
         """Stored once, then acknowledged; one of an order that nobody knows is only acknowledged."""
@@ -148,7 +154,11 @@ class Dispatcher:
         if stored is None or stored.state is not OrderState.SENT or stored.sent_to != session.device:
             return
         if body.cancelled:  # nobody here asked for that: the agent takes nothing more, until it is resumed where its user paused it
-            session.draining |= not session.paused
+            if body.local_s is None:
+                session.draining |= not session.paused
+            else:  # by its own clock the order's window is not open
+                station = self._stations[session.device]
+                station.told_s, station.told_at = body.local_s, self._clock()
             self._store.mark(body.order, OrderState.QUEUED, from_states=_OPEN)
         else:
             self._store.mark(body.order, OrderState.DONE, from_states=_OPEN)
@@ -200,6 +210,7 @@ class Dispatcher:
                     self._store.mark(entry.id, OrderState.QUEUED, from_states=(OrderState.SENT,))
                 station.released = changed = True
             changed |= session is not None and session.let_go(now)
+        changed |= self._queue.windows_moved(self._stations)
         if changed:
             self.dispatch()
         return changed
@@ -243,7 +254,8 @@ class Dispatcher:
         """Answers for a device whose agent could not: every launch that is left has failed."""
         stored = self._store.order(order_id)
         assert stored is not None
-        failure = versions.unable(station.device, versions.feature_of(stored.order))
+        missing = versions.features_of(stored.order) & station.lacks
+        failure = versions.unable(station.device, min(missing))
         for index in stored.order.work.launches if isinstance(stored.order.work, LatencyWork) else (0,):
             if index not in stored.done:
                 self._store.add_attempt(Attempt(order_id, index, station.device.name, self._wall(), 0, failure), None)
@@ -274,7 +286,7 @@ class Dispatcher:
         if session is None:
             return
         for entry in self._queue.running_first(self._held(device), session.working_on)[1:]:
-            if not self._queue.may_take(device, entry.run):
+            if not self._queue.may_take(device, entry):
                 self._store.mark(entry.id, OrderState.QUEUED, from_states=(OrderState.SENT,))
                 session.ending[entry.id] = self._clock() + _ENDING_S
                 session.send([Cancel(entry.id)])
@@ -310,11 +322,11 @@ class Dispatcher:
 
     def standing(self) -> Standing:
         """How devices and waiting orders stand now."""
-        return Standing(self._store.queue(), self._stations, self._holds, self._queue)
+        return Standing(self._store.queue(), self._stations, self._holds, self._queue, self._clock(), self._wall())
 
     def statuses(self) -> list[DeviceStatus]:
         """All devices, by name."""
-        return self.standing().statuses(self._wall())
+        return self.standing().statuses()
 
     def check_fetch(self, device: str, digest: str) -> None:
         """Raises Denied unless an open order or a deployment of the device needs these bytes."""

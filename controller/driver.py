@@ -11,10 +11,12 @@ from typing import Any
 
 from controller.config import Fleet
 from controller.config.lines import parse
+from controller.config.measure import scenario_of, where_of
 from controller.control import Control
 from controller.events import Events
 from controller.evidence import Evaluation, Evidence, Group
 from controller.fleetplan import Build, Setting, Unable, formats_run, group
+from controller.knowledge import Knowledge, earlier
 from controller.measuring import AWAY, Measuring
 from controller.report import DeviceResult, build, caveat
 from controller.report.candidate import Origin
@@ -26,7 +28,7 @@ from controller.selection import Choice, choose
 from controller.workload import Workload
 from edgefarm.digest import canonical_json
 from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack, UserError
-from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, Device, DeviceStatus, Run
+from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
 from optimizer import search
 from optimizer.passes import ALTERNATIVE
 from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
@@ -96,10 +98,11 @@ class Driver:
             return self._finish(made, [], until)
         devices = self._devices()
         groups, unable = self._groups(made, devices)
-        self._warn([devices[name].device for each in groups for name in each.devices])
+        self._warn(groups, devices)
         with self._events.phase("measure"):
             self._enter("measuring")
-            measuring = Measuring(self.run.name, groups, self._control, self._scoring, self._events)
+            knowledge = Knowledge(earlier(self._control, self.run.name))
+            measuring = Measuring(self.run.name, groups, self._control, self._scoring, self._events, knowledge.next_step)
             evidence = measuring.run()
             self._work.orders += measuring.submitted
         results = self._choose(groups, evidence, measuring.lost, devices, unable, chosen=until != "measure")
@@ -177,6 +180,10 @@ class Driver:
             file.select.confidence,
             tuple(file.measure.accept),
             int(file.measure.budget.minutes_per_device * 60e9),
+            scenario_of(file.measure.scenario),
+            file.measure.window or "",
+            where_of(file, self._fleet.document),
+            file.measure.fails_on_fallback,
         )
         for built in made.builds:
             self._put(Path(made.origins[built.artifact.digest].file), built.artifact)
@@ -190,11 +197,13 @@ class Driver:
         comes_back = self._fleet.controller is not None and status.state == "lost" and bool(status.device.capabilities)
         return comes_back or status.state not in AWAY
 
-    def _warn(self, devices: Sequence[Device]) -> None:
+    def _warn(self, groups: Sequence[Group], devices: Mapping[str, DeviceStatus]) -> None:
         """Before anything is measured on them."""
-        for device in devices:
-            if text := caveat(device):
-                self._events.emit("caveat", f"{device.name}: {text}", device=device.name)
+        for each in groups:
+            for name in each.devices:
+                blind = "nothing is measured: energy decides, and no device of its class can read its power" if each.cannot_choose else ""
+                for text in filter(None, (caveat(devices[name].device), blind)):
+                    self._events.emit("caveat", f"{name}: {text}", device=name)
 
     def _put(self, main_file: Path, artifact: Any) -> Any:
         for entry in artifact.files:

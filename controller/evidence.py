@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from edgefarm.model import (
     AccuracyResult,
@@ -31,6 +32,7 @@ from edgefarm.statistics import Interval
 
 SCREEN, COMPARE, CONFIRM = "screen", "compare", "confirm"
 ACCURACY, MEMORY, ENERGY, PROFILE = "accuracy", "memory", "energy", "profile"
+CONTROL = "control"  # key of a second copy of the reference: what is measured between two copies of one file is noise
 _ENDED = {OrderState.DONE, OrderState.CANCELLED, OrderState.QUARANTINED}
 
 
@@ -43,7 +45,7 @@ class Entry:
     baseline: bool = False
     note: str = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Key of the candidate."""
         return self.candidate.key
@@ -67,7 +69,7 @@ class Group:
     """Devices of one class under the same limits. They share trials; `entries` starts with the baseline.
 
     `constraints`: those of the fleet file that are set; `accept`: verdicts that may choose a winner. `window`, `only_on`: as in Order.
-    `power`: whether a device of the class has a power sensor.
+    `power`: whether a device of the class has a power sensor. `fail_on_fallback`: nodes that ran elsewhere than asked for are a failure.
     """
 
     run: str
@@ -86,6 +88,17 @@ class Group:
     window: str = ""
     only_on: tuple[str, ...] = ()
     power: bool = False
+    fail_on_fallback: bool = False
+
+    @property
+    def needs_energy(self) -> bool:
+        """Whether nothing can be chosen without knowing energy."""
+        return self.objective == "energy" or "energy_mj" in self.constraints
+
+    @property
+    def cannot_choose(self) -> bool:
+        """Whether measuring is no use: energy decides, and no device of the class can tell it."""
+        return self.needs_energy and not self.power
 
     @property
     def baseline(self) -> Entry:
@@ -146,7 +159,8 @@ class Evidence:
     """All that is known of the candidates of one device class.
 
     `failures`: candidates that failed in a pass of their own, or twice in launches, or in all of them; one bad launch among good ones
-    is no failure. `confirmed`, `unconfirmed`: by (device, key).
+    is no failure. `confirmed`, `unconfirmed`: by (device, key). `control`: launches of the comparison's control arm, which is no
+    candidate.
     """
 
     screened: Mapping[str, Launch] = field(default_factory=dict)
@@ -161,6 +175,7 @@ class Evidence:
     spent_ns: int = 0
     energy: Mapping[str, EnergyResult] = field(default_factory=dict)
     profiles: Mapping[str, ProfileResult] = field(default_factory=dict)
+    control: tuple[Launch, ...] = ()
 
 
 def stage_of(order_id: str) -> str:
@@ -181,6 +196,7 @@ def fold(orders: Iterable[OrderStatus], device_class: str, scores: Mapping[str, 
 class _Gathered:
     screened: dict[str, Launch] = field(default_factory=dict)
     launches: dict[str, list[Launch]] = field(default_factory=dict)
+    control: list[Launch] = field(default_factory=list)
     confirmed: dict[tuple[str, str], list[Launch]] = field(default_factory=dict)
     memory: dict[str, MemoryResult] = field(default_factory=dict)
     accuracy: dict[str, AccuracyResult] = field(default_factory=dict)
@@ -228,7 +244,10 @@ class _Gathered:
                 self._add_launch(stage_of(status.order.id), launch)
 
     def _add_launch(self, stage: str, launch: Launch) -> None:
-        if stage == SCREEN:
+        if launch.result.key == CONTROL:
+            if stage == COMPARE:
+                self.control.append(launch)
+        elif stage == SCREEN:
             self.screened[launch.result.key] = launch
         elif stage == CONFIRM:
             self.confirmed.setdefault((launch.device, launch.result.key), []).append(launch)
@@ -236,6 +255,8 @@ class _Gathered:
             self.launches.setdefault(launch.result.key, []).append(launch)
 
     def _add_failed_launch(self, status: OrderStatus, device: str, key: str, failure: Failure) -> None:
+        if key == CONTROL:
+            return
         if stage_of(status.order.id) == CONFIRM:
             self.unconfirmed.setdefault((device or status.device, key), failure)
         else:
@@ -248,8 +269,8 @@ class _Gathered:
             return  # what a candidate needs, and where its time goes, is not known then: no reason to hold anything against it
         if isinstance(work, MemoryWork | AccuracyWork):
             self.failed_passes.setdefault(work.contender.key, failure)
-        elif len(work.contenders) <= 2:
-            self._add_failed_launch(status, device, work.contenders[-1].key, failure)
+        elif len(keys := [c.key for c in work.contenders if c.key != CONTROL]) <= 2:
+            self._add_failed_launch(status, device, keys[-1], failure)
 
     def _failures(self) -> dict[str, Failure]:
         found = {key: f[0] for key, f in self.failed_launches.items() if len(f) > 1 or not self._ran(key) or _final(f[0])}
@@ -274,6 +295,7 @@ class _Gathered:
             self.spent_ns,
             self.energy,
             self.profiles,
+            tuple(self.control),
         )
 
 

@@ -11,8 +11,9 @@ from controller.holds import Holds
 from controller.sessions import Station
 from controller.shares import Shares
 from controller.store import QueueEntry, Store
-from controller.versions import feature_of
+from controller.versions import features_of
 from edgefarm.model import OrderState, Run
+from edgefarm.windows import Window, parse
 
 
 class FairQueue:
@@ -25,7 +26,9 @@ class FairQueue:
     def __init__(self, store: Store, holds: Holds, clock: Callable[[], float]) -> None:
         self._store, self._holds, self._clock = store, holds, clock
         self._runs: dict[str, Run] = {}
-        self._features: dict[str, str] = {}
+        self._features: dict[str, frozenset[str]] = {}
+        self._windows: frozenset[str] = frozenset()  # of the orders that wait
+        self._open: frozenset[tuple[str, str]] = frozenset()  # (window, device) where it is that time of the day
         self._device_turns: dict[str, int] = {}
         self._run_turns: dict[str, int] = {}
         self._turn = 0
@@ -62,12 +65,29 @@ class FairQueue:
         """The order that was just sent was a turn of this device and this run."""
         self._device_turns[device] = self._run_turns[run] = self._turn
 
-    def may_take(self, device: str, run: str) -> bool:
-        """Whether the device is kept neither from all work nor from that of this run or its owner."""
-        named = self.devices(run)
-        if named and device not in named:
-            return False
-        return not self._holds.drained(device) and self._holds.leased_to(device) in (None, self.owner(run))
+    def is_meant(self, device: str, entry: QueueEntry) -> bool:
+        """Whether an order is for this device, as far as the order and its run name any."""
+        return all(not names or device in names for names in (self.devices(entry.run), entry.only_on))
+
+    def may_take(self, device: str, entry: QueueEntry) -> bool:
+        """Whether an order is for the device, and that is kept neither from all work nor from that of the order's owner."""
+        free = not self._holds.drained(device) and self._holds.leased_to(device) in (None, self.owner(entry.run))
+        return free and self.is_meant(device, entry)
+
+    def windows_moved(self, stations: Mapping[str, Station]) -> bool:
+        """Whether a window that orders wait for has opened or closed on a device since the last call."""
+        now, before = self._clock(), self._open
+        self._open = frozenset(
+            (window, name)
+            for window in self._windows
+            for name, station in stations.items()
+            if (local_s := station.local_s(now)) is not None and parse(window).holds(local_s)
+        )
+        return self._open != before
+
+    def is_open(self, device: str, entry: QueueEntry) -> bool:
+        """Whether the order's window, if it has one, is open on the device, as of the last look at the clocks."""
+        return not entry.window or (entry.window, device) in self._open
 
     def running_first(self, held: Sequence[QueueEntry], working_on: str) -> list[QueueEntry]:
         """The orders that one device or host holds: first the one that runs, as far as one can know."""
@@ -83,24 +103,27 @@ class FairQueue:
         hosts = {name: s.device.host for name, s in stations.items()}
         sent = [e for e in queue if e.state is OrderState.SENT]
         queued = [e for e in queue if e.state is OrderState.QUEUED and e.id not in ending]
+        self._windows = frozenset(e.window for e in queued if e.window)
+        self.windows_moved(stations)
         self._settle(queue, sent, stations)
         mixed = any(s.lacks for s in stations.values())
-        self._features = {e.id: self._feature(e.id) for e in queue} if mixed else {}
-        waiting = [
-            schedule.Waiting(
-                e.id, e.run, e.device, e.device_class, e.sequence, self.owner(e.run), self._features.get(e.id, ""), self.devices(e.run)
-            )
-            for e in queued
-        ]
+        self._features = {e.id: self._features_of(e.id) for e in queue} if mixed else {}
+        windows = {text: parse(text) for text in self._windows}
+        waiting = [self._waiting(e, windows.get(e.window)) for e in queued]
         if not waiting:
             return []
         underway = [schedule.Underway(e.id, e.sent_to, hosts.get(e.sent_to, e.sent_to), self.owner(e.run)) for e in sent]
+        now = self._clock()
         ready = [
-            schedule.Ready(name, s.device.device_class, s.device.host, self._holds.leased_to(name), s.lacks)
+            schedule.Ready(name, s.device.device_class, s.device.host, self._holds.leased_to(name), s.lacks, s.local_s(now))
             for name, s in stations.items()
             if s.takes_orders and not self._holds.drained(name)
         ]
         return schedule.assign(waiting, ready, underway, self._device_turns, self._run_turns, self._shares.used)
+
+    def _waiting(self, e: QueueEntry, window: Window | None) -> schedule.Waiting:
+        features, named = self._features.get(e.id, frozenset()), self.devices(e.run)
+        return schedule.Waiting(e.id, e.run, e.device, e.device_class, e.sequence, self.owner(e.run), features, named, e.only_on, window)
 
     def hopeless(self, queue: Sequence[QueueEntry], stations: Mapping[str, Station]) -> dict[str, str]:
         """Queued orders that no agent of their devices knows how to carry out, each with one of those devices.
@@ -112,19 +135,19 @@ class FairQueue:
             return {}
         found: dict[str, str] = {}
         for entry in queue:
-            named = self.devices(entry.run) or stations
-            class_ = [name for name, s in stations.items() if name in named and s.device.device_class == entry.device_class]
+            class_ = [n for n, s in stations.items() if s.device.device_class == entry.device_class and self.is_meant(n, entry)]
             meant = [entry.device] if entry.device else class_
-            if entry.state is OrderState.QUEUED and meant and all(self._feature(entry.id) in lacks.get(name, ()) for name in meant):
+            needs = self._features_of(entry.id) if entry.state is OrderState.QUEUED and meant else frozenset()
+            if needs and all(needs & lacks.get(name, frozenset()) for name in meant):
                 found[entry.id] = meant[0]
         return found
 
-    def _feature(self, order: str) -> str:
+    def _features_of(self, order: str) -> frozenset[str]:
         """What an agent must know for an order. Asked for only where agents of other versions are attached: it reads the whole order."""
         if order in self._features:
             return self._features[order]
         stored = self._store.order(order)
-        return feature_of(stored.order) if stored else ""
+        return features_of(stored.order) if stored else frozenset()
 
     def line(self, host: str, held: Sequence[QueueEntry], waiting: Sequence[QueueEntry]) -> list[QueueEntry]:
         """Orders that wait for devices of a host, as they would be served if all took equally long: users take turns, and their runs.
@@ -150,9 +173,9 @@ class FairQueue:
         wanting: dict[str, set[str]] = {}
         for entry in queue:
             device = entry.sent_to or entry.device
-            named = self.devices(entry.run)
             class_ = by_class.get(entry.device_class, set())
-            for name in [device] if device else class_ & named if named else class_:
+            meant = [device] if device else [n for n in class_ if self.is_meant(n, entry)]
+            for name in [n for n in meant if entry.sent_to or self.is_open(n, entry)]:
                 host = hosts.get(name, name)
                 wanting.setdefault(host, set()).add(self.owner(entry.run))
         on_host: dict[str, list[QueueEntry]] = {}

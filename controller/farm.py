@@ -21,7 +21,7 @@ from controller.sessions import Doorkeeper, Peer, Session
 from controller.store import Store
 from controller.telemetry import Relay
 from controller.versions import why_too_old
-from edgefarm import __version__
+from edgefarm import __version__, windows
 from edgefarm.errors import Denied, EdgefarmError, NotFound, ProtocolError, StorageError, UserError
 from edgefarm.model import (
     FEATURES,
@@ -156,7 +156,12 @@ class Farm:
         return replace(status, device=replace(device, labels={**device.labels, **self._labels(device.name)}))
 
     def submit(self, orders: Sequence[Order]) -> None:
-        """Queues orders; one whose id is known already is left as it is. Raises NotFound for an unknown run."""
+        """Queues orders; one whose id is known already is left as it is. Raises NotFound for an unknown run, UserError for a bad window."""
+        for window in {o.window for o in orders if o.window}:
+            try:
+                windows.parse(window)
+            except ValueError as error:
+                raise UserError(f"an order's window: {error}") from None
         with self._changed.making():
             for run in dict.fromkeys(o.run for o in orders):
                 self._runs.check_not_cancelled(run)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from controller.config.fleet import Target
+from controller.config.measure import Where
 from controller.evidence import Entry, Evaluation, Group
-from edgefarm.model import Artifact, Candidate, Capability, Device, DeviceStatus, Io, Scalar
+from edgefarm.model import Artifact, Candidate, Capability, Device, DeviceStatus, Io, Scalar, Scenario
 from optimizer.source import FORMATS
 
+POWER = "power"  # label: names of the power sources that a device can read
 # The runtime in which a format's own bytes are the baseline.
 OWN_RUNTIME = {f.name: f.runtime for f in FORMATS.values()}
 
@@ -35,6 +37,10 @@ class Setting:
     confidence: float | None
     accept: tuple[str, ...]
     budget_ns: int
+    scenario: Scenario = field(default_factory=Scenario)
+    window: str = ""
+    where: Where | None = None
+    fail_on_fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,10 @@ class Unable:
 def group(
     source: Build, builds: Sequence[Build], devices: Sequence[tuple[Target, DeviceStatus]], setting: Setting
 ) -> tuple[list[Group], list[Unable]]:
-    """Groups devices that share class, limits, objective and candidates, in the order of `devices`."""
+    """Groups devices that share class, limits, objective and candidates, in the order of `devices`.
+
+    Raises FleetFileError for a class of which none may measure.
+    """
     found: dict[tuple[object, ...], Group] = {}
     unable: list[Unable] = []
     for target, status in devices:
@@ -72,8 +81,18 @@ def group(
             confidence=setting.confidence,
             accept=setting.accept,
             budget_ns=setting.budget_ns,
+            scenario=setting.scenario,
+            window=setting.window,
+            fail_on_fallback=setting.fail_on_fallback,
         )
-    return list(found.values()), unable
+    return [_placed(g, devices, found.values(), setting.where) for g in found.values()], unable
+
+
+def _placed(one: Group, devices: Sequence[tuple[Target, DeviceStatus]], groups: Iterable[Group], where: Where | None) -> Group:
+    """A group with what the devices of its class, which share trials, have: those that measure for it, and power sensors."""
+    able = {name for g in groups if g.device_class == one.device_class for name in g.devices}
+    labels = {target.name: status.device.labels for target, status in devices if target.name in able}
+    return replace(one, only_on=where.only_on(labels) if where else (), power=any(known.get(POWER) for known in labels.values()))
 
 
 def formats_run(devices: Sequence[tuple[Target, DeviceStatus]]) -> frozenset[str]:

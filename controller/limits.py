@@ -1,6 +1,6 @@
 """The user's constraints against what is known of a candidate. Pure.
 
-Latency, memory and throughput count at the conservative end of their interval; accuracy at its point estimate, or at the
+Latency, memory, energy and throughput count at the conservative end of their interval; accuracy at its point estimate, or at the
 interval's end where the user asked for a confidence.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from controller.evidence import Entry, Evidence, Group
-from controller.verdicts import Latency, latency
+from controller.verdicts import Latency, believed, latency, statistic
 from edgefarm.statistics import Interval
 
 _CLEARLY = 1.2  # a single screening launch rejects only what is this far beyond a limit
@@ -29,19 +29,22 @@ def broken(group: Group, entry: Entry, evidence: Evidence, *, certainly: bool = 
 
 def unproved(group: Group, entry: Entry, evidence: Evidence) -> str:
     """The first constraint that what is known does not show to hold, as text; empty if all are shown."""
-    summary = _latency(entry, evidence)
+    summary = _latency(group, entry, evidence)
     percentile = f"{group.objective}_ms"
     for name in (*group.constraints, *([percentile] if percentile in _PERCENTILES else [])):
         if name.startswith("accuracy") and entry.key not in evidence.scores:
             return f"{name}: accuracy was not measured"
         if name == "memory_mib" and entry.key not in evidence.memory:
             return f"{name}: memory was not measured"
+        if name == "energy_mj" and (reason := no_energy(group, entry, evidence)):
+            return f"{name}: {reason}"
         if name in _PERCENTILES or name in ("load_ms", "throughput_per_s"):
             if summary is None:
                 return f"{name}: latency was not measured"
             if name in _PERCENTILES and getattr(summary, _PERCENTILES[name]) is None:
                 return f"{name}: {summary.n} inferences are too few to state it"
-    return ""
+    reason = no_energy(group, entry, evidence) if group.objective == "energy" else ""
+    return f"energy: {reason}" if reason else ""
 
 
 def memory_bytes(entry: Entry, evidence: Evidence) -> int | None:
@@ -50,9 +53,30 @@ def memory_bytes(entry: Entry, evidence: Evidence) -> int | None:
     return None if result is None else max(0, result.peak_rss_bytes - result.reference_peak_rss_bytes)
 
 
-def _latency(entry: Entry, evidence: Evidence) -> Latency | None:
+def energy_uj(entry: Entry, evidence: Evidence) -> Interval | None:
+    """Energy per inference in microjoules; None where it is not known with its error."""
+    result = evidence.energy.get(entry.key)
+    if result is None or result.unavailable:
+        return None
+    interval = Interval(result.per_inference_uj, result.low_uj, result.high_uj, result.inferences)
+    return interval if interval.known and math.isfinite(interval.value) and interval.low <= interval.value <= interval.high else None
+
+
+def no_energy(group: Group, entry: Entry, evidence: Evidence) -> str:
+    """Why the energy of a candidate is not known; empty if it is."""
+    if energy_uj(entry, evidence) is not None:
+        return ""
+    result = evidence.energy.get(entry.key)
+    if result is not None:
+        return result.unavailable or "the error of its energy is not known"
+    if not group.power:
+        return "no device of this class has a power source that can be read: 'edge-agent probe' on it says why"
+    return "energy was not measured"
+
+
+def _latency(group: Group, entry: Entry, evidence: Evidence) -> Latency | None:
     launches = evidence.launches.get(entry.key)
-    return latency(launches) if launches else None
+    return latency(believed(launches, group.scenario.kind)[0]) if launches else None
 
 
 def _check(name: str, limit: float, group: Group, entry: Entry, evidence: Evidence, certainly: bool) -> str:
@@ -63,9 +87,12 @@ def _check(name: str, limit: float, group: Group, entry: Entry, evidence: Eviden
     if name == "memory_mib":
         used = memory_bytes(entry, evidence)
         return "" if used is None else _above(name, used / 2**20, limit)
-    summary = _latency(entry, evidence)
+    if name == "energy_mj":
+        used_uj = energy_uj(entry, evidence)
+        return "" if used_uj is None else _above(name, (used_uj.low if certainly else used_uj.high) / 1e3, limit)
+    summary = _latency(group, entry, evidence)
     if summary is None:
-        return _screened(name, limit, entry, evidence)
+        return _screened(name, limit, group, entry, evidence)
     if name == "throughput_per_s":
         rate = _end(summary.throughput_per_s, upper=certainly)
         return f"{name} {rate:.4g} < {limit:g}" if rate < limit else ""
@@ -94,13 +121,18 @@ def _accuracy(name: str, limit: float, group: Group, entry: Entry, evidence: Evi
     return f"{text} ({scores.metric}, n={score.n})" if text else ""
 
 
-def _screened(name: str, limit: float, entry: Entry, evidence: Evidence) -> str:
+def _tells(group: Group) -> bool:
+    """Whether screening runs under the load that limits are about: what arrives at random, or lasts for minutes, is screened without."""
+    return group.scenario.kind in ("paced", "offline")
+
+
+def _screened(name: str, limit: float, group: Group, entry: Entry, evidence: Evidence) -> str:
     launch = evidence.screened.get(entry.key)
-    if launch is None or name == "latency_p99_ms":
+    if launch is None or name == "latency_p99_ms" or not _tells(group):
         return ""
     result = launch.result
     if name == "throughput_per_s":
-        rate = 1e9 / max(1.0, result.mean_ns)
+        rate = 1e9 / statistic(result, "throughput")
         return f"{name} {rate:.4g} < {limit:g} (screened)" if rate * _CLEARLY < limit else ""
     value = {"load_ms": result.load_ns, "latency_p50_ms": result.p50_ns, "latency_p90_ms": result.p90_ns}[name] / 1e6
     return f"{_above(name, value, limit)} (screened)" if value > limit * _CLEARLY else ""

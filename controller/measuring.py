@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from controller import waits
@@ -29,9 +29,16 @@ class Measuring:
     Attributes:
         lost: device -> why it was given up.
         submitted: orders that were not known before.
+
+    Args:
+        plan: says what a group wants next.
     """
 
-    def __init__(self, run: str, groups: Sequence[Group], control: Control, scoring: Scoring, events: Events) -> None:
+    def __init__(
+        self, run: str, groups: Sequence[Group], control: Control, scoring: Scoring, events: Events,
+        plan: Callable[[Group, Evidence], Step] = next_step,
+    ) -> None:  # fmt: skip
+        self._plan = plan
         self._run, self._groups, self._control, self._scoring, self._events = run, groups, control, scoring, events
         self.lost: dict[str, str] = {}
         self.submitted = 0
@@ -78,7 +85,7 @@ class Measuring:
         return bool(again)
 
     def _evidence(self, group: Group, progress: Progress) -> Evidence:
-        evidence = fold(progress.orders, group.device_class, {})
+        evidence = fold([s for s in progress.orders if s.order.device in ("", *group.devices)], group.device_class, {})
         base = evidence.accuracy.get(group.baseline.key)
         scores: dict[str, Scores] = {}
         failures = dict(evidence.failures)
@@ -93,9 +100,13 @@ class Measuring:
 
     def _wanted(self, group: Group, evidence: Evidence, progress: Progress) -> tuple[Order, ...]:
         present = tuple(name for name in group.devices if name not in self.lost)
-        if not present:
+        if not present or group.cannot_choose:
             return ()
-        step = next_step(replace(group, devices=present), evidence)
+        if group.only_on and not set(group.only_on) - set(self.lost):
+            reason = f"'measure.where' lets only {', '.join(group.only_on)} measure for its class, and that is lost"
+            self.lost.update(dict.fromkeys(present, reason))
+            return ()
+        step = self._plan(replace(group, devices=present), evidence)
         if step.orders:
             self._tell(group, present, step, progress)
         return step.orders
@@ -125,8 +136,8 @@ class Measuring:
         now = time.monotonic()
         if now - self._looked >= _LOOK_EVERY_S:
             self._looked = now
-            self._watch_devices(now)
             self._watch_waits()
+            self._watch_devices(now)
 
     def _watch_waits(self) -> None:
         """One event whenever other reasons to wait come up or are over. That others come first is told with the progress: it is usual."""
@@ -136,9 +147,14 @@ class Measuring:
             self._events.emit("waits", waits.told(new), waits=waits.as_json(self._waits))
 
     def _watch_devices(self, now: float) -> None:
-        """Gives up a device that stays away, so that the others' run can end."""
+        """Gives up a device that stays away, so that the others' run can end. While orders wait for a window, none needs to be there."""
+        waiting = any(w.state == "window" for w in self._waits)
+        windowed = {name for g in self._groups if g.window and waiting for name in g.devices}
         for status in self._control.devices():
             name = status.device.name
+            if name in windowed:
+                self._away_since.pop(name, None)
+                continue
             if status.state not in AWAY:
                 self._away_since.pop(name, None)
                 self._seen.add(name)
@@ -150,8 +166,8 @@ class Measuring:
 
 
 def _reason(wait: Wait) -> tuple[object, ...]:
-    """What makes it another one. Whose order comes first changes all the time."""
-    return wait.device, wait.state, wait.until_unix_ms, wait.holder if wait.state != "busy" else ""
+    """What makes it another one. Whose order comes first changes all the time, and two clocks never quite agree when a window opens."""
+    return wait.device, wait.state, wait.until_unix_ms if wait.state != "window" else 0, wait.holder if wait.state != "busy" else ""
 
 
 def _launches(order: Order) -> int:

@@ -1,32 +1,27 @@
 """What to measure next on one device class. Pure: the same evidence gives the same orders, with the same ids, on every restart.
 
-Stages: screen all candidates once; accuracy for those that may win, most promising first; compare the few that are feasible in
-interleaved rounds; memory of those; confirm each device's winner where the device did not compare it itself.
+Stages: screen candidates once; what has to be known of those that may win (accuracy, memory where that decides), most promising first; a
+race of the few that are feasible; memory and energy of what it leaves; confirm each device's winner where the device did not compare it
+itself; at last where the time of baseline and winner goes.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from statistics import fmean
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-from controller.evidence import ACCURACY, COMPARE, CONFIRM, MEMORY, SCREEN, Entry, Evidence, Group
-from controller.limits import memory_bytes
-from controller.selection import NOISE_FLOOR, about_speed, choose, hopeful
-from controller.verdicts import against, half_width, speedup, statistic, verdict
-from edgefarm.digest import canonical_json
-from edgefarm.model import BENCH_VERSION, AccuracyWork, Contender, LatencyWork, MemoryWork, Order, Scenario, Work
-from edgefarm.statistics import percentile_floor
+from controller import orders, racing
+from controller.evidence import ACCURACY, COMPARE, CONFIRM, ENERGY, MEMORY, PROFILE, SCREEN, Entry, Evidence, Group
+from controller.limits import broken, memory_bytes
+from controller.racing import CONTENDERS, EQUAL, FINALISTS, LAUNCHES, ROUND
+from controller.selection import about_speed, choose
+from controller.transfer import Table, may_be_fastest, most_promising
+from edgefarm.model import Order
 
-CONTENDERS = 4  # of a round, the baseline among them
-FINALISTS = CONTENDERS - 1
-ROUND = 5  # fresh launches of one order
-LAUNCHES = 10  # of a comparison; twice as many where the verdict asks for it
-BURSTS = 8
-_SCREEN_BURST_NS = 15_000_000
-_DROP_CONFIDENCE = 0.99  # stricter than the final interval: a look half way costs error rate
-_PRECISE = 0.05  # relative half width at which a speed-up is known well enough
+__all__ = ["CONTENDERS", "FINALISTS", "LAUNCHES", "ROUND", "Step", "finalists", "next_step"]
+
+_SHARED = 0.5  # of a group's candidates that a table must have to say anything
 
 
 @dataclass(frozen=True)
@@ -37,153 +32,124 @@ class Step:
     orders: tuple[Order, ...]
 
 
-def next_step(group: Group, evidence: Evidence) -> Step:
-    """The first stage that still wants something."""
-    for stage, wanted in (
-        (SCREEN, _screen),
-        (ACCURACY, _accuracy),
+def next_step(group: Group, evidence: Evidence, tables: Sequence[Table] = ()) -> Step:
+    """The first stage that still wants something.
+
+    Args:
+        tables: what other devices or earlier runs showed of the same candidates: log of candidate over baseline by key. They say what is
+            screened first, and what need not be; they never choose.
+    """
+    stages: tuple[tuple[str, Callable[[Group, Evidence], Iterator[Order]]], ...] = (
+        (SCREEN, partial(_screen, tables=tables)),
+        (ACCURACY, _facts),
         (COMPARE, _compare),
         (MEMORY, _memory),
+        (ENERGY, _energy),
         (CONFIRM, _confirm),
-    ):
-        orders = tuple(o for o in wanted(group, evidence) if o.id not in evidence.ended)
-        if orders:
-            return Step(stage, orders)
+        (PROFILE, _profile),
+    )
+    for stage, wanted in stages:
+        left = tuple({o.id: o for o in wanted(group, evidence) if o.id not in evidence.ended}.values())
+        if left:
+            return Step(stage, left)
     return Step("done", ())
 
 
 def finalists(group: Group, evidence: Evidence) -> list[Entry]:
-    """Candidates to compare: the most promising whose accuracy is known and inside the limits."""
-    return [e for e in hopeful(group, evidence) if e.key in evidence.scores][:FINALISTS]
+    """Those that the race has not shown to be slower than its leader, the leader first."""
+    return list(racing.stand(group, evidence).alive[:FINALISTS])
 
 
-def _order(group: Group, stage: str, work: Work, device: str = "") -> Order:
-    identity = canonical_json([BENCH_VERSION, group.device_class, device, asdict(work)])
-    name = f"{group.run}/{stage}/{hashlib.sha256(identity).hexdigest()[:16]}"
-    return Order(name, group.run, group.model, group.device_class, work, device)
-
-
-def _latency(group: Group, entries: Sequence[Entry], launches: Sequence[int], burst_ns: int = 20_000_000) -> LatencyWork:
-    contenders = tuple(Contender(e.key, e.candidate) for e in entries)
-    return LatencyWork(contenders, Scenario(), group.inputs, tuple(launches), BURSTS, burst_ns, _least_inferences(group))
-
-
-def _least_inferences(group: Group) -> int:
-    """Inferences per burst so that ten launches carry the percentile that the user asks for."""
-    if group.objective == "latency_p99" or "latency_p99_ms" in group.constraints:
-        return -(-percentile_floor(0.99) // (LAUNCHES * BURSTS))
-    return 3
-
-
-def _screen(group: Group, evidence: Evidence) -> Iterator[Order]:
-    others = group.entries[1:]
+def _screen(group: Group, evidence: Evidence, tables: Sequence[Table]) -> Iterator[Order]:
+    if evidence.spent_ns >= group.budget_ns:
+        return
+    others = sorted(group.entries[1:], key=lambda e: (e.size_bytes, e.key))  # small ones are mostly the fast ones
+    shared = [t for t in tables if sum(e.key in t for e in others) >= max(1, _SHARED * len(others))]
+    if shared and about_speed(group):
+        yield from _screen_in_waves(group, others, evidence, shared)
+        return
     for start in range(0, len(others), FINALISTS):
-        batch = others[start : start + FINALISTS]
-        together = _order(group, SCREEN, _latency(group, [group.baseline, *batch], [0], _SCREEN_BURST_NS))
-        if together.id not in evidence.ended:
-            if evidence.spent_ns < group.budget_ns:
-                yield together
-            continue
-        if len(batch) > 1 and evidence.spent_ns < group.budget_ns:
-            yield from _screen_alone(group, batch, evidence)
+        yield from _batch(group, others[start : start + FINALISTS], evidence)
 
 
-def _screen_alone(group: Group, batch: Sequence[Entry], evidence: Evidence) -> Iterator[Order]:
-    """Of a batch that gave no result for all: each of the rest alone with the baseline."""
-    for entry in batch:
-        if entry.key not in evidence.screened and entry.key not in evidence.failures:
-            yield _order(group, SCREEN, _latency(group, [group.baseline, entry], [0], _SCREEN_BURST_NS))
+def _batch(group: Group, batch: Sequence[Entry], evidence: Evidence) -> Iterator[Order]:
+    """A screening of some candidates; of one that gave no result for all, each of the rest alone with the baseline."""
+    together = orders.screening(group, [group.baseline, *batch])
+    if together.id not in evidence.ended:
+        yield together
+    elif len(batch) > 1:
+        for entry in batch:
+            if entry.key not in evidence.screened and entry.key not in evidence.failures:
+                yield orders.screening(group, [group.baseline, entry])
 
 
-def _accuracy(group: Group, evidence: Evidence) -> Iterator[Order]:
+def _screen_in_waves(group: Group, others: Sequence[Entry], evidence: Evidence, tables: Sequence[Table]) -> Iterator[Order]:
+    """The most promising next, a batch for each device; none once no other can be expected to beat what was screened."""
+    by_key = {e.key: e for e in others}
+    known = {group.baseline.key: 0.0, **{k: racing.screened(x, group.objective)[0] for k, x in evidence.screened.items() if k in by_key}}
+    silent = {k for k in by_key if k in evidence.failures and k not in known}
+    while True:
+        keys = [group.baseline.key, *(k for k in by_key if k not in silent)]
+        usable = {k: v for k, v in known.items() if k == group.baseline.key or not _hopeless(group, by_key[k], evidence)}
+        if not may_be_fastest(usable, tables, keys, EQUAL):
+            return
+        wave = [by_key[k] for k in most_promising(known, tables, keys, FINALISTS * len(group.devices))]
+        batches = [wave[i : i + FINALISTS] for i in range(0, len(wave), FINALISTS)]
+        wanted = [o for batch in batches for o in _batch(group, batch, evidence) if o.id not in evidence.ended]
+        yield from wanted
+        if wanted or not wave:
+            return
+        silent |= {e.key for e in wave}  # they gave nothing, not even alone
+
+
+def _hopeless(group: Group, entry: Entry, evidence: Evidence) -> bool:
+    return entry.key in evidence.failures or bool(broken(group, entry, evidence, certainly=True))
+
+
+def _facts(group: Group, evidence: Evidence) -> Iterator[Order]:
+    """What has to be known before, and while, the candidates race."""
     if group.baseline.key in evidence.failures:
         return
     if "memory_mib" in group.constraints and memory_bytes(group.baseline, evidence) is None:
-        yield _memory_order(group, group.baseline)  # whether slower candidates may win hangs on it
+        yield orders.memory(group, group.baseline)  # whether slower candidates may win hangs on it
     if group.baseline.key not in evidence.accuracy:
-        yield _accuracy_order(group, group.baseline)
-    for entry in hopeful(group, evidence)[:FINALISTS]:
-        if entry.key not in evidence.accuracy:
-            yield _accuracy_order(group, entry)
-
-
-def _accuracy_order(group: Group, entry: Entry) -> Order:
-    work = AccuracyWork(Contender(entry.key, entry.candidate), group.evaluation.shards, group.evaluation.reduction)
-    return _order(group, ACCURACY, work)
+        yield orders.accuracy(group, group.baseline)
+    for entry in racing.stand(group, evidence).unknown:
+        if (missing := racing.missing_fact(group, entry, evidence)) is not None:
+            yield missing
 
 
 def _compare(group: Group, evidence: Evidence) -> Iterator[Order]:
-    if group.baseline.key in evidence.failures:
-        return
-    field = finalists(group, evidence)
-    first = _order(group, COMPARE, _latency(group, [group.baseline, *field], range(ROUND)))
-    yield first
-    if first.id not in evidence.ended:
-        return
-    for entry in field:  # a round that gave nothing: each alone with the baseline
-        if entry.key not in evidence.launches:
-            yield _order(group, COMPARE, _latency(group, [group.baseline, entry], range(ROUND)))
-    if evidence.spent_ns > group.budget_ns:
-        return
-    close = _still_close(group, field, evidence) if about_speed(group) else field
-    if all(_decided(group, e, evidence) for e in close) and _equal(group, close, evidence):
-        return
-    second = _order(group, COMPARE, _latency(group, [group.baseline, *close], range(ROUND, LAUNCHES)))
-    yield second
-    doubted = [
-        e for e in close if e.key in evidence.launches and verdict(evidence.launches[e.key], group.objective)[0].value not in group.accept
-    ]
-    if doubted and second.id in evidence.ended and evidence.spent_ns < group.budget_ns:
-        yield _order(group, COMPARE, _latency(group, [group.baseline, *close], range(LAUNCHES, 2 * LAUNCHES)))
+    if group.baseline.key not in evidence.failures and (order := racing.stand(group, evidence).order) is not None:
+        yield order
 
 
-def _decided(group: Group, entry: Entry, evidence: Evidence) -> bool:
-    """Whether the first round alone tells the candidate from the baseline, and by how much."""
-    early = [x for x in evidence.launches.get(entry.key, ()) if x.index < ROUND]
-    if len(early) < ROUND or verdict(early, group.objective)[0].value not in group.accept:
-        return False
-    surely = speedup(early, _DROP_CONFIDENCE, group.objective)
-    return (surely.low > 1.0 or surely.high < 1.0) and half_width(speedup(early, objective=group.objective)) <= _PRECISE
-
-
-def _equal(group: Group, close: Sequence[Entry], evidence: Evidence) -> bool:
-    """Whether the first round shows all of `close` to be alike: more launches would not change the choice."""
-    early = [[x for x in evidence.launches[e.key] if x.index < ROUND] for e in close]
-    pairs = [against(a, b, objective=group.objective) for a in early for b in early if a is not b]
-    return all(ratio is not None and ratio.high < 1.0 + 2 * NOISE_FLOOR for ratio in pairs)
-
-
-def _still_close(group: Group, field: Sequence[Entry], evidence: Evidence) -> list[Entry]:
-    """Those of the field that the first round did not show to be slower than its leader.
-
-    Judged on that round alone: later launches must not change which order is the second.
-    """
-    early = {e.key: [x for x in evidence.launches.get(e.key, ()) if x.index < ROUND] for e in field}
-    measured = [e for e in field if early[e.key]]
-    if not measured:
-        return list(field)
-    leader = min(measured, key=lambda e: (fmean(statistic(x.result, group.objective) for x in early[e.key]), e.key))
-
-    def slower(entry: Entry) -> bool:
-        ratio = against(early[leader.key], early[entry.key], _DROP_CONFIDENCE, group.objective)
-        return ratio is not None and ratio.known and ratio.low > 1.0
-
-    return [e for e in measured if e is leader or not slower(e)]
+def _winners(group: Group, evidence: Evidence) -> list[Entry]:
+    """What each device would run as things stand, the baseline left out."""
+    found = {w.key: w for device in group.devices if (w := choose(group, evidence, device).winner) is not None and not w.baseline}
+    return list(found.values())
 
 
 def _memory(group: Group, evidence: Evidence) -> Iterator[Order]:
     """Of the finalists where memory decides, else of the baseline and what would win without knowing it."""
-    chosen = finalists(group, evidence)
-    if group.objective != "memory" and "memory_mib" not in group.constraints:
-        winners = [choose(group, evidence, device).winner for device in group.devices]
-        chosen = [e for e in chosen if e in winners]
+    chosen = finalists(group, evidence) if racing.memory_decides(group) else _winners(group, evidence)
     for entry in (group.baseline, *chosen):
         if entry.key not in evidence.memory and entry.key not in evidence.failures:
-            yield _memory_order(group, entry)
+            yield orders.memory(group, entry)
 
 
-def _memory_order(group: Group, entry: Entry) -> Order:
-    return _order(group, MEMORY, MemoryWork(Contender(entry.key, entry.candidate), group.inputs))
+def _energy(group: Group, evidence: Evidence) -> Iterator[Order]:
+    """Where energy decides, of the fastest that no limit excludes: one that needs too much gives its place up.
+
+    Else of the baseline and the winners, where a device of the class has a sensor.
+    """
+    if not (group.needs_energy or group.power):
+        return
+    standing = racing.stand(group, evidence)
+    allowed = [e for e in (*standing.alive, *standing.slower) if not broken(group, e, evidence, certainly=True)]
+    for entry in (group.baseline, *(allowed[:FINALISTS] if group.needs_energy else _winners(group, evidence))):
+        if entry.key not in evidence.energy and entry.key not in evidence.failures:
+            yield orders.energy(group, entry)
 
 
 def _confirm(group: Group, evidence: Evidence) -> Iterator[Order]:
@@ -195,4 +161,10 @@ def _confirm(group: Group, evidence: Evidence) -> Iterator[Order]:
             continue
         own = [x for x in evidence.launches.get(winner.key, ()) if x.device == device]
         if len(own) < ROUND and (device, winner.key) not in evidence.unconfirmed:
-            yield _order(group, CONFIRM, _latency(group, [group.baseline, winner], range(ROUND)), device)
+            yield orders.confirmation(group, winner, range(ROUND), device)
+
+
+def _profile(group: Group, evidence: Evidence) -> Iterator[Order]:
+    for entry in (group.baseline, *_winners(group, evidence)):
+        if entry.key not in evidence.profiles and entry.key not in evidence.failures:
+            yield orders.profile(group, entry)

@@ -3,14 +3,16 @@
 A host (the measure domain) holds at most one running and one prefetched order. Its time is shared between owners: the one that used
 least of this host comes first, then the one that holds fewest of its places. Among an owner's runs the one that was served longest ago
 comes first, and in a run the order that was submitted first. Devices of one host take turns. A leased device takes orders of the
-lease's holder only. An order is prefetched only for the device that is running: another device of the host would fetch it while its
-neighbour measures.
+lease's holder only, and an order that has a window goes to devices where it is that time of the day. An order is prefetched only for
+the device that is running: another device of the host would fetch it while its neighbour measures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from edgefarm.windows import Window
 
 RUNNING_AND_PREFETCHED = 2
 
@@ -22,7 +24,9 @@ class Waiting:
     Attributes:
         device: empty: any of `device_class`, and of `devices` if there are any.
         sequence: grows with submission.
-        feature: that its agent needs.
+        features: that its agent needs.
+        only_on: empty: any of those.
+        window: part of the device's day in which it may go there; None: any time.
     """
 
     order: str
@@ -31,24 +35,31 @@ class Waiting:
     device_class: str
     sequence: int
     owner: str = ""
-    feature: str = ""
+    features: frozenset[str] = frozenset()
     devices: frozenset[str] = frozenset()
+    only_on: frozenset[str] = frozenset()
+    window: Window | None = None
 
     def may_go_to(self, device: Ready) -> bool:
-        """Whether nothing keeps this order from a device of its class."""
-        named = not self.devices or device.device in self.devices
-        return named and device.leased_to in (None, self.owner) and self.feature not in device.lacks
+        """Whether nothing keeps this order from a device of its class. One that knows no time is outside of every window."""
+        named = all(not names or device.device in names for names in (self.devices, self.only_on))
+        able = device.leased_to in (None, self.owner) and not self.features & device.lacks
+        return named and able and (self.window is None or (device.local_s is not None and self.window.holds(device.local_s)))
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A device that may be given orders; where it is leased, those of `leased_to` only. `lacks`: features that its agent does not have."""
+    """A device that may be given orders; where it is leased, those of `leased_to` only.
+
+    `lacks`: features that its agent does not have. `local_s`: seconds since midnight there; None: it does not know.
+    """
 
     device: str
     device_class: str
     host: str
     leased_to: str | None = None
     lacks: frozenset[str] = frozenset()
+    local_s: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controller.evidence import Entry, Evidence, Group, Launch
-from controller.limits import broken, memory_bytes, unproved
-from controller.verdicts import Latency, against, latency, speedup, verdict, verdict_of_reference
+from controller.limits import broken, energy_uj, memory_bytes, no_energy, unproved
+from controller.verdicts import Latency, against, believed, latency, speedup, statistic, verdict, verdict_of_reference
 from edgefarm.model import Verdict
 from edgefarm.statistics import Interval, ratio_interval
 
-NOISE_FLOOR = 0.01  # differences below this are called equal even where an interval excludes 1
+NOISE_FLOOR = 0.01  # differences below this are called equal even where an interval excludes 1; without a control arm
+_LEAST_FLOOR = 0.005  # with one
+_LEAST_CONTROLS = 5  # launches of a control arm that say something
 _SLOWER = 0.95  # a candidate screened below this speed-up cannot win on latency
+_CLEARLY_SLOWER = 0.8  # the same where bursts are of different batch sizes, so that they can't be asked whether they agree
 _MEMORY_GAIN = 0.98
 _ALIKE = 0.03  # at most so much slower, by the interval's end, may a smaller one be that is taken for equal
 _LEAST_BURSTS = 3
@@ -26,7 +29,7 @@ _WORTH_IT = 0.05  # a gain that one would want to know of
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is held of one candidate. `rejected` is empty for the winner only."""
+    """What is held of one candidate. `rejected` is empty for the winner only; `left_out`: launches that don't count, and why."""
 
     entry: Entry
     feasible: bool
@@ -36,6 +39,7 @@ class Judgement:
     verdict: Verdict | None = None
     verdict_detail: str = ""
     pareto: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,36 @@ def about_speed(group: Group) -> bool:
     return group.objective.startswith("latency") or group.objective == "throughput"
 
 
-def screened_speedup(entry: Entry, evidence: Evidence) -> float | None:
-    """Speed-up over the baseline in the screening launch; 1 for the baseline."""
+def noise_floor(group: Group, evidence: Evidence) -> float:
+    """The relative difference that says nothing: what two copies of the baseline may differ by, where a control arm shows it."""
+    copies, _ = believed(evidence.control, group.scenario.kind)
+    if len(copies) < _LEAST_CONTROLS:
+        return NOISE_FLOOR
+    ratio = speedup(copies, objective=group.objective)
+    if not ratio.known or ratio.low <= 0:
+        return NOISE_FLOOR
+    return max(_LEAST_FLOOR, math.expm1(max(abs(math.log(ratio.low)), abs(math.log(ratio.high)))))
+
+
+def screened_speedup(group: Group, entry: Entry, evidence: Evidence) -> float | None:
+    """Speed-up over the baseline in the screening launch, in throughput if that is the objective; 1 for the baseline."""
     if entry.baseline:
         return 1.0
     launch = evidence.screened.get(entry.key)
-    return None if launch is None else launch.reference.p50_ns / max(1, launch.result.p50_ns)
+    if launch is None:
+        return None
+    if group.objective == "throughput":
+        return statistic(launch.reference, "throughput") / statistic(launch.result, "throughput")
+    return launch.reference.p50_ns / max(1, launch.result.p50_ns)
 
 
 def too_slow(group: Group, entry: Entry, evidence: Evidence) -> str:
     """Why a screened candidate cannot win on speed; empty if it can. Says nothing while the baseline itself breaks a limit."""
-    ratio = screened_speedup(entry, evidence)
+    ratio = screened_speedup(group, entry, evidence)
     if entry.baseline or ratio is None or not about_speed(group) or ratio >= _SLOWER or broken(group, group.baseline, evidence):
         return ""
     launch = evidence.screened[entry.key]
-    if not _bursts_agree(launch):
+    if ratio >= _CLEARLY_SLOWER if group.scenario.kind == "offline" else not _bursts_agree(launch):
         return ""
     slow = f"{1 / ratio:.2f}x slower" if ratio > 0 else "slower"
     return f"{slow} than the baseline (screened: {launch.result.p50_ns / 1e6:.4g} ms against {launch.reference.p50_ns / 1e6:.4g} ms)"
@@ -97,9 +116,11 @@ def hopeful(group: Group, evidence: Evidence) -> list[Entry]:
         and not broken(group, e, evidence, certainly=True)
         and not too_slow(group, e, evidence)
     ]
-    if about_speed(group):
-        return sorted(able, key=lambda e: (-(screened_speedup(e, evidence) or 0.0), e.size_bytes, e.key))
-    return sorted(able, key=lambda e: (_objective(group, e, evidence, None), e.size_bytes, -(screened_speedup(e, evidence) or 0.0), e.key))
+    if about_speed(group) or group.objective == "energy":  # what a candidate needs is measured last; the faster ones mostly need less
+        return sorted(able, key=lambda e: (-(screened_speedup(group, e, evidence) or 0.0), e.size_bytes, e.key))
+    return sorted(
+        able, key=lambda e: (_objective(group, e, evidence, None), e.size_bytes, -(screened_speedup(group, e, evidence) or 0.0), e.key)
+    )
 
 
 def choose(group: Group, evidence: Evidence, device: str) -> Choice:
@@ -108,7 +129,7 @@ def choose(group: Group, evidence: Evidence, device: str) -> Choice:
     base = judgements[0]
     base_breaks = bool(broken(group, group.baseline, evidence))
     better = [j for j in judgements if j.feasible and not j.entry.baseline and (base_breaks or _beats(group, j, evidence))]
-    better = [j for j in better if not _unconfirmed(j.entry, evidence, device)]
+    better = [j for j in better if not _unconfirmed(group, j.entry, evidence, device)]
     doubtful = any(j.rejected.startswith("verdict ") and _looks_better(group, j, evidence) for j in judgements)
     if better:
         return _choice(group, device, _best(group, better, evidence), judgements, evidence, "best of the feasible candidates")
@@ -123,16 +144,15 @@ def _judge(group: Group, entry: Entry, evidence: Evidence) -> Judgement:
     launches = evidence.launches.get(entry.key, ())
     known = Judgement(entry, False, "")
     if launches:
-        verdict_, detail = verdict_of_reference(launches) if entry.baseline else verdict(launches, group.objective)
-        known = Judgement(entry, False, "", latency(launches), speedup(launches, objective=group.objective), verdict_, detail)
+        known = _measured(group, entry, launches, evidence)
     if failure := evidence.failures.get(entry.key):
         return replace(known, rejected=f"failed: {failure.kind.value}: {failure.detail}")
     if reason := broken(group, entry, evidence) or too_slow(group, entry, evidence):
         return replace(known, rejected=reason)
     if entry.key not in evidence.screened and not launches:
-        return replace(known, rejected="not measured: the budget of device time was spent")
+        return replace(known, rejected=_why_not_measured(group, entry, evidence))
     if not launches:
-        ratio = screened_speedup(entry, evidence) or 0.0
+        ratio = screened_speedup(group, entry, evidence) or 0.0
         return replace(known, rejected=f"screened at {ratio:.2f}x, behind those that were compared")
     if reason := unproved(group, entry, evidence):
         return replace(known, rejected=reason)
@@ -140,6 +160,26 @@ def _judge(group: Group, entry: Entry, evidence: Evidence) -> Judgement:
     if not entry.baseline and known.verdict is not None and known.verdict.value not in group.accept:
         return replace(known, rejected=f"verdict {known.verdict.value}: {known.verdict_detail}")
     return replace(known, feasible=True)
+
+
+def _why_not_measured(group: Group, entry: Entry, evidence: Evidence) -> str:
+    if group.cannot_choose:
+        return f"energy: {no_energy(group, entry, evidence)}"
+    if evidence.spent_ns >= group.budget_ns:
+        return "not measured: the budget of device time was spent"
+    return "not measured" if entry.baseline else "not measured: what others showed makes it unlikely to win"
+
+
+def _measured(group: Group, entry: Entry, launches: Sequence[Launch], evidence: Evidence) -> Judgement:
+    """What launches say of a candidate, and whether that may be believed."""
+    kind = group.scenario.kind
+    good, left_out = believed(launches, kind)
+    if entry.baseline:
+        seen, detail = verdict_of_reference(good, scenario=kind)
+    else:
+        seen, detail = verdict(good, group.objective, scenario=kind, control=evidence.control)
+    ratio = speedup(good, objective=group.objective)
+    return Judgement(entry, False, "", latency(good), ratio, seen, detail, left_out=left_out)
 
 
 def _looks_better(group: Group, judgement: Judgement, evidence: Evidence) -> bool:
@@ -155,17 +195,20 @@ def _beats(group: Group, judgement: Judgement, evidence: Evidence) -> bool:
     if about_speed(group):
         ratio = judgement.speedup
         known = ratio is not None and ratio.known and math.isfinite(_objective(group, judgement.entry, evidence, judgement.latency))
-        return known and ratio is not None and ratio.low > 1.0 and ratio.value > 1.0 + NOISE_FLOOR
+        return known and ratio is not None and ratio.low > 1.0 and ratio.value > 1.0 + noise_floor(group, evidence)
+    if group.objective == "energy":
+        less, more = energy_uj(judgement.entry, evidence), energy_uj(group.baseline, evidence)
+        return less is not None and more is not None and less.high < more.low
     mine, base = _objective(group, judgement.entry, evidence, None), _objective(group, group.baseline, evidence, None)
     return mine < base * (_MEMORY_GAIN if group.objective == "memory" else 1.0)
 
 
-def _unconfirmed(entry: Entry, evidence: Evidence, device: str) -> bool:
+def _unconfirmed(group: Group, entry: Entry, evidence: Evidence, device: str) -> bool:
     """Whether a short paired run on this very device failed to show that the candidate is no slower than the baseline."""
     launches = evidence.confirmed.get((device, entry.key))
     if not launches:
         return (device, entry.key) in evidence.unconfirmed
-    ratio = speedup(launches)
+    ratio = speedup(launches, objective="throughput" if group.objective == "throughput" else "latency_p50")
     return not ratio.known or ratio.low <= 1.0
 
 
@@ -176,6 +219,9 @@ def _objective(group: Group, entry: Entry, evidence: Evidence, summary: Latency 
     if group.objective == "memory":
         used = memory_bytes(entry, evidence)
         return math.inf if used is None else float(used)
+    if group.objective == "energy":
+        needed = energy_uj(entry, evidence)
+        return math.inf if needed is None else needed.value
     if summary is None:
         return math.inf
     if group.objective == "throughput":
@@ -194,12 +240,16 @@ def _within_noise(group: Group, leader: Judgement, other: Judgement, evidence: E
     """Whether another is as good as the leader: the interval holds "equal", and nothing much worse."""
     mine = _objective(group, leader.entry, evidence, leader.latency)
     theirs = _objective(group, other.entry, evidence, other.latency)
+    if group.objective == "energy":
+        first_uj, second_uj = energy_uj(leader.entry, evidence), energy_uj(other.entry, evidence)
+        known = first_uj is not None and second_uj is not None and second_uj.low <= first_uj.high
+        return known and theirs <= mine * (1.0 + _ALIKE)
     if not about_speed(group):
         return mine == theirs
-    a, b = evidence.launches.get(leader.entry.key, ()), evidence.launches.get(other.entry.key, ())
+    a, b = (believed(evidence.launches.get(j.entry.key, ()), group.scenario.kind)[0] for j in (leader, other))
     ratio = against(a, b, objective=group.objective)
     if ratio is not None:
-        return ratio.low <= 1.0 + NOISE_FLOOR and ratio.high <= 1.0 + _ALIKE
+        return ratio.low <= 1.0 + noise_floor(group, evidence) and ratio.high <= 1.0 + _ALIKE
     first, second = leader.speedup, other.speedup  # never in one launch: by way of the baseline
     return first is not None and second is not None and first.high / max(second.low, 1e-9) <= 1.0 + _ALIKE
 
@@ -219,7 +269,7 @@ def _choice(
     *,
     inconclusive: bool = False,
 ) -> Choice:
-    front = _pareto(judgements, evidence)
+    front = _pareto(group, judgements, evidence)
     final = []
     for judgement in judgements:
         text = judgement.rejected
@@ -230,7 +280,7 @@ def _choice(
 
 
 def _why_not(group: Group, judgement: Judgement, winner: Judgement | None, evidence: Evidence, device: str) -> str:
-    if not judgement.entry.baseline and _unconfirmed(judgement.entry, evidence, device):
+    if not judgement.entry.baseline and _unconfirmed(group, judgement.entry, evidence, device):
         return f"not confirmed as faster than the baseline on {device}"
     if winner is None or winner.entry.baseline:
         ratio = judgement.speedup
@@ -245,10 +295,14 @@ def _why_not(group: Group, judgement: Judgement, winner: Judgement | None, evide
     return f"as good as the winner in {group.objective}, but not smaller or more accurate"
 
 
-def _pareto(judgements: Sequence[Judgement], evidence: Evidence) -> set[str]:
-    """Keys of the measured candidates that no other beats in latency, size and accuracy at once."""
+def _pareto(group: Group, judgements: Sequence[Judgement], evidence: Evidence) -> set[str]:
+    """Keys of the measured candidates that no other beats in speed (as the objective has it), size and accuracy at once."""
+
+    def pace(summary: Latency) -> float:
+        return -summary.throughput_per_s.value if group.objective == "throughput" else summary.p50.value
+
     points: Mapping[str, tuple[float, float, float]] = {
-        j.entry.key: (j.latency.p50.value, float(j.entry.size_bytes), _harm(j.entry, evidence))
+        j.entry.key: (pace(j.latency), float(j.entry.size_bytes), _harm(j.entry, evidence))
         for j in judgements
         if j.latency is not None and j.entry.key not in evidence.failures
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from edgefarm.errors import Denied, EdgefarmError, Unreachable
 from edgefarm.model import ControllerBody, Device
+from edgefarm.windows import DAY_S
 
 _MOST_WAITING = 10_000  # messages; a few at most wait for a device that reads them
 
@@ -134,6 +135,8 @@ class Station:
         too_old: why its agent is told nothing until it is upgraded; empty if it is new enough.
         lacks: features of ours that its agent does not have; none as long as it has not attached.
         quiet_since: monotonic seconds since its stream is gone.
+        told_s: the time of its day when it last told that, in seconds since midnight; None: it knows none, or has not told.
+        told_at: monotonic seconds when it did, whether it knew one or not; None: it has not.
     """
 
     device: Device
@@ -151,6 +154,18 @@ class Station:
     allowed: frozenset[str] = frozenset()  # digests that it may fetch
     push_left: int = 0  # bytes that it may push
     granted: frozenset[str] = frozenset()  # orders whose quota is in `push_left`, or was
+    told_s: int | None = None
+    told_at: float | None = None
+
+    def local_s(self, now: float) -> int | None:
+        """The time of its day as it must be by now, in seconds since midnight.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if self.told_s is None or self.told_at is None:
+            return None
+        return (self.told_s + max(0, int(now - self.told_at))) % DAY_S
 
     @property
     def takes_orders(self) -> bool:

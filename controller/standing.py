@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -12,8 +12,9 @@ from controller.holds import Holds
 from controller.sessions import Station
 from controller.store import QueueEntry
 from edgefarm.model import DeviceStatus, HoldKind, OrderState, Wait
+from edgefarm.windows import parse
 
-_SOONEST = ("busy", "leased", "probing", "paused", "draining", "needs_upgrade", "lost")  # states that keep orders waiting
+_SOONEST = ("busy", "leased", "window", "probing", "paused", "draining", "needs_upgrade", "lost")  # states that keep orders waiting
 _LOOKED_AT = 8  # of a large class, devices whose queues are looked at: those that hold fewest orders
 
 
@@ -22,9 +23,14 @@ class Standing:
 
     Args:
         queue: all orders that have not ended.
+        now_s: monotonic seconds; `now_unix_ms`: the same moment, UTC.
     """
 
-    def __init__(self, queue: Sequence[QueueEntry], stations: Mapping[str, Station], holds: Holds, fair_queue: FairQueue) -> None:
+    def __init__(
+        self, queue: Sequence[QueueEntry], stations: Mapping[str, Station], holds: Holds, fair_queue: FairQueue,
+        now_s: float, now_unix_ms: int,
+    ) -> None:  # fmt: skip
+        self._now_s, self._now_unix_ms = now_s, now_unix_ms
         self._stations, self._holds, self._fair_queue = stations, holds, fair_queue
         self._held: dict[str, list[QueueEntry]] = defaultdict(list)  # by device
         self._on_host: dict[str, list[QueueEntry]] = defaultdict(list)
@@ -42,24 +48,28 @@ class Standing:
                 self._on_host[stations[entry.sent_to].device.host].append(entry)
         self._lines: dict[str, list[QueueEntry]] = {}
 
-    def statuses(self, now_unix_ms: int) -> list[DeviceStatus]:
+    def statuses(self) -> list[DeviceStatus]:
         """All devices, by name."""
         found = []
         for name, station in sorted(self._stations.items()):
             state, reason = self._state(name)
-            seen = now_unix_ms if station.session else station.last_seen_unix_ms
+            seen = self._now_unix_ms if station.session else station.last_seen_unix_ms
             found.append(DeviceStatus(station.device, station.device.device_class, state, seen, reason or self._why(name)))
         return found
 
     def waits(self, run: str = "") -> list[Wait]:
         """Orders (of one run) that wait for somebody else, by run and device."""
         waiting = (e for entries in self._wanted.values() for e in entries)
-        wanted = Counter((e.run, e.device, e.device_class) for e in waiting if run in ("", e.run))
+        alike: dict[tuple[object, ...], list[QueueEntry]] = defaultdict(list)
+        for entry in waiting:
+            if run in ("", entry.run):
+                alike[entry.run, entry.device, entry.device_class, entry.window, entry.only_on].append(entry)
         found: dict[tuple[str, str], Wait] = {}
-        for (name, device, device_class), orders in wanted.items():
-            named = self._fair_queue.devices(name)
-            devices = [device] if device else [d for d in self._of_class[device_class] if not named or d in named]
-            if (wait := self._soonest(name, [d for d in devices if d in self._stations], orders)) is not None:
+        for entries in alike.values():
+            one, orders = entries[0], len(entries)
+            name = one.run
+            devices = [one.device] if one.device else [d for d in self._of_class[one.device_class] if self._fair_queue.is_meant(d, one)]
+            if (wait := self._soonest(one, [d for d in devices if d in self._stations], orders)) is not None:
                 known = found.get((name, wait.device))
                 found[name, wait.device] = replace(wait, orders=orders + known.orders) if known else wait
         return [wait for _, wait in sorted(found.items())]
@@ -97,26 +107,42 @@ class Standing:
         owner = self._fair_queue.owner(entry.run)
         return f"{entry.run} of {owner}" if owner else entry.run
 
-    def _soonest(self, run: str, devices: Sequence[str], orders: int) -> Wait | None:
-        """Why a run's orders wait for the one of these devices that will take them first; None if nobody else is the reason."""
-        kept = {name: self._kept(run, name, orders) for name in devices}
+    def _soonest(self, entry: QueueEntry, devices: Sequence[str], orders: int) -> Wait | None:
+        """Why so many orders alike wait for the one of these devices that takes them first; None if nobody else is the reason."""
+        run = entry.run
+        kept = {name: self._kept(entry, name, orders) for name in devices}
         free = [name for name in devices if kept[name] is None]
         free.sort(key=lambda n: len(self._on_host.get(self._stations[n].device.host, ())))
         options = [self._busy(run, name, orders) for name in free[:_LOOKED_AT]] or list(kept.values())
         return min((w for w in options if w), key=_how_soon) if options and None not in options else None
 
-    def _kept(self, run: str, name: str, orders: int) -> Wait | None:
-        """Why a device would not take a run's orders even if it were idle; None if it would."""
-        state, reason = self._state(name)
+    def _kept(self, entry: QueueEntry, name: str, orders: int) -> Wait | None:
+        """Why a device would not take such orders even if it were idle; None if it would."""
+        run, (state, reason) = entry.run, self._state(name)
         lease, drain = self._holds.find(HoldKind.LEASE, name), self._holds.find(HoldKind.DRAIN, name)
         told = "; ".join(self._holds.told(name))
         if drain is not None:
             return Wait(run, name, orders, "draining", drain.holder, reason=told)
         if lease is not None and lease.holder != self._fair_queue.owner(run):
             return Wait(run, name, orders, "leased", lease.holder, lease.expires_unix_ms, reason=told)
+        if entry.window and not self._fair_queue.is_open(name, entry) and (closed := self._closed(entry, name, orders)) is not None:
+            return closed
         if state not in ("busy", "ready"):
             return Wait(run, name, orders, state, reason=f"{state.replace('_', ' ')}{f': {reason}' if reason else ''}")
         return None
+
+    def _closed(self, entry: QueueEntry, name: str, orders: int) -> Wait | None:
+        """Until when a device's window keeps orders back; None for a device that has not told its time since we started."""
+        station = self._stations[name]
+        if station.told_at is None:
+            return None
+        local_s = station.local_s(self._now_s)
+        if local_s is None:
+            reason = f"it does not know the time of day, so nobody knows whether it is inside of {entry.window}: set its clock (NTP)"
+            return Wait(entry.run, name, orders, "window", reason=reason)
+        opens_ms = self._now_unix_ms + parse(entry.window).opens_in_s(local_s) * 1000
+        reason = f"its window {entry.window} is closed: it is {local_s // 3600:02d}:{local_s // 60 % 60:02d} there"
+        return Wait(entry.run, name, orders, "window", until_unix_ms=opens_ms, reason=reason)
 
     def _busy(self, run: str, name: str, orders: int) -> Wait | None:
         """Whose orders a device takes before a run's; None if it works for that run, or is about to."""
@@ -140,7 +166,7 @@ class Standing:
             for name in self._at_host[host]:
                 station = self._stations[name]
                 meant = [*self._wanted.get(name, ()), *self._wanted.get(station.device.device_class, ())] if station.takes_orders else []
-                waiting.update({e.id: e for e in meant if self._fair_queue.may_take(name, e.run)})
+                waiting.update({e.id: e for e in meant if self._fair_queue.may_take(name, e) and self._fair_queue.is_open(name, e)})
             self._lines[host] = self._fair_queue.line(host, self._on_host.get(host, ()), list(waiting.values()))
         return self._lines[host]
 

@@ -1,7 +1,7 @@
 """Summaries of launches with their intervals, and whether they may be believed. Pure.
 
-A comparison is paired within launches, so load that did not move its interval is no reason to doubt it; an interval too wide for
-the difference that it is about is, and the conditions say why.
+A comparison is paired within launches, so load on a device shifts both sides alike: how much of it is too much hangs on the difference
+that is claimed. What a device does to itself, or what stops a runner, is too much in any amount. See `controller.doubts`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from controller import doubts
+from controller.doubts import SUSTAINED, Doubt
 from controller.evidence import Launch
 from edgefarm.model import ContenderResult, Verdict
-from edgefarm.statistics import Interval, geometric_interval, mean_interval, percentile_floor, ratio_interval
+from edgefarm.statistics import Interval, geometric_interval, launch_ratio, mean_interval, percentile_floor
 
 NOISE_FLOOR_LIMIT, NOISE_CEILING = 0.10, 0.25  # relative half widths: always good enough, never good enough
 _REFERENCE_LIMIT = 0.10
 _TREND_LIMIT = 0.05
-_OTHERS_CPU = 0.25  # cores
-_STEAL = 0.05
+_CONTROL_MARGIN = 0.005  # two copies of one model may differ by so much
+_SMALL_EFFECT = 0.22  # logarithm of a ratio: below 1.25x one spoilt launch may be what is seen
+_PAIRED_BURSTS = 4  # least number of which an interquartile mean leaves some
+_DISTURBED_BURSTS = 0.25  # of a contender's inferences: above, medians of its bursts may be of disturbed ones
+_LEAST_CLEAN = 5  # launches, of which an interval can be made
 _DISTURBED_LIMIT = 0.35  # of the inferences that make the numbers; a median stands less than half of them
 
 
@@ -57,35 +62,76 @@ def latency(launches: Sequence[Launch]) -> Latency:
         percentile("p99_ns", 0.99),
         geometric_interval([max(1.0, r.load_ns) for r in results]),
         geometric_interval([max(1.0, r.first_inference_ns) for r in results]),
-        geometric_interval([1e9 / max(1.0, r.mean_ns) for r in results]),
+        geometric_interval([1e9 / statistic(r, "throughput") for r in results]),
         sum(r.disturbed for r in results),
         sum(r.left_out for r in results),
     )
 
 
-def statistic(result: ContenderResult, objective: str) -> float:
-    """The nanoseconds of one launch that an objective is about: a percentile, or the mean for the throughput; p50 for all others."""
-    value = {"latency_p90": result.p90_ns, "latency_p99": result.p99_ns, "throughput": result.mean_ns}.get(objective, result.p50_ns)
-    return max(1.0, float(value))
-
-
 def speedup(launches: Sequence[Launch], confidence: float = 0.95, objective: str = "latency_p50") -> Interval:
     """Reference over candidate, paired within each launch: above 1 = faster than the reference."""
-    before = [statistic(launch.reference, objective) for launch in launches]
-    return ratio_interval(before, [statistic(launch.result, objective) for launch in launches], confidence)
+    return geometric_interval([_ratio(x.reference, x.result, objective) for x in launches], confidence)
 
 
 def against(leader: Sequence[Launch], other: Sequence[Launch], confidence: float = 0.95, objective: str = "latency_p50") -> Interval | None:
     """Other over leader, over the launches that held both: above 1 = the leader is faster. None without a common launch."""
-    mine = {(x.order, x.index): statistic(x.result, objective) for x in leader}
-    pairs = [(statistic(x.result, objective), mine[x.order, x.index]) for x in other if (x.order, x.index) in mine]
-    return ratio_interval([p[0] for p in pairs], [p[1] for p in pairs], confidence) if pairs else None
+    mine = {(x.order, x.index): x.result for x in leader}
+    ratios = [_ratio(x.result, mine[x.order, x.index], objective) for x in other if (x.order, x.index) in mine]
+    return geometric_interval(ratios, confidence) if ratios else None
 
 
-def verdict(launches: Sequence[Launch], objective: str = "latency_p50") -> tuple[Verdict, str]:
-    """The verdict on the comparison of one candidate with its reference, and what was seen."""
+def statistic(result: ContenderResult, objective: str) -> float:
+    """The nanoseconds of one launch that an objective is about: a percentile, those per sample for the throughput; p50 for all others."""
+    if objective == "throughput":
+        return 1e9 / result.samples_per_s if result.samples_per_s > 0 else max(1.0, result.mean_ns)
+    value = {"latency_p90": result.p90_ns, "latency_p99": result.p99_ns}.get(objective, result.p50_ns)
+    return max(1.0, float(value))
+
+
+def _ratio(reference: ContenderResult, result: ContenderResult, objective: str) -> float:
+    """Of one launch. For medians of interleaved bursts by their pairs, which spread less between launches than the launches' medians."""
+    one, other = reference.burst_p50_ns, result.burst_p50_ns
+    by_bursts = objective not in ("latency_p90", "latency_p99", "throughput") and len(one) == len(other) >= _PAIRED_BURSTS
+    if by_bursts and all(r.disturbed <= _DISTURBED_BURSTS * r.n for r in (reference, result)):
+        return launch_ratio([max(1, b) for b in one], [max(1, b) for b in other])
+    return statistic(reference, objective) / statistic(result, objective)
+
+
+def believed(launches: Sequence[Launch], scenario: str = "paced") -> tuple[Sequence[Launch], tuple[str, ...]]:
+    """The launches to judge and to summarise by, and why each other one is not among them.
+
+    Launches under bad conditions are left out where at least five others are there: then taking some again mends a comparison. Otherwise
+    all are kept, and the verdict on them says what is wrong.
+    """
+    found = [(launch, doubts.spoilt(launch, scenario)) for launch in launches]
+    clean = [launch for launch, doubt in found if doubt is None]
+    if len(clean) < _LEAST_CLEAN or len(clean) == len(launches):
+        return launches, ()
+    return clean, tuple(f"launch {launch.index}: {doubt.text}" for launch, doubt in found if doubt is not None)
+
+
+def verdict(
+    launches: Sequence[Launch], objective: str = "latency_p50", *, scenario: str = "paced", control: Sequence[Launch] = ()
+) -> tuple[Verdict, str]:
+    """The verdict on the comparison of one candidate with its reference, and what was seen.
+
+    Args:
+        launches: at least one.
+        objective: what the ratio is of.
+        scenario: its kind. Under `sustained` a device that throttles and has settled is what one wants to know.
+        control: launches of a second copy of the reference, if there were any.
+    """
     ratio = speedup(launches, objective=objective)
-    return _verdict(launches, ratio, noise_limit(ratio), "speed-up")
+    effect = abs(math.log(ratio.value))
+    if _overloaded([x.result for x in launches]):
+        return Verdict.UNSTEADY, "it can't keep up with the rate at which requests arrive: latencies grow as long as one looks"
+    if _overloaded([x.reference for x in launches]):
+        seen = _of_conditions(launches, math.inf, scenario)
+        return (seen.verdict, seen.text) if seen else (Verdict.STABLE, "it keeps up with the rate of requests, the reference can't")
+    seen = _of_conditions(launches, effect, scenario)
+    if seen is None and control:
+        seen = _of_control(control, objective)
+    return _verdict(launches, seen, ratio, noise_limit(ratio), "speed-up", scenario)
 
 
 def noise_limit(ratio: Interval) -> float:
@@ -94,28 +140,106 @@ def noise_limit(ratio: Interval) -> float:
     return min(NOISE_CEILING, max(NOISE_FLOOR_LIMIT, abs(math.log(ratio.value)) / 3))
 
 
-def verdict_of_reference(launches: Sequence[Launch]) -> tuple[Verdict, str]:
+def verdict_of_reference(launches: Sequence[Launch], *, scenario: str = "paced") -> tuple[Verdict, str]:
     """The verdict on the reference's own latency. It has no ratio, so load between launches counts in full."""
-    return _verdict(launches, latency(launches).p50, _REFERENCE_LIMIT, "latency")
-
-
-def _verdict(launches: Sequence[Launch], interval: Interval, limit: float, what: str) -> tuple[Verdict, str]:
-    reasons = sorted({reason for launch in launches for reason in launch.conditions.throttled})
-    if reasons:
-        return Verdict.THROTTLED, f"throttled: {', '.join(reasons)}"
-    half = half_width(interval)
-    if half > limit:
-        return _why_noisy(launches, half, what)
-    if (share := _disturbed_share(launches)) > _DISTURBED_LIMIT:
-        return Verdict.INTERFERED, f"{share:.0%} of the inferences lost the CPU to other processes, and too few did not"
-    if drift := _drift(launches):
-        return Verdict.UNSTEADY, drift
-    return Verdict.STABLE, f"{what} known to +-{half:.1%} from {len(launches)} launches"
+    if _overloaded([x.reference for x in launches]):
+        return Verdict.UNSTEADY, "it can't keep up with the rate at which requests arrive: latencies grow as long as one looks"
+    seen = _of_conditions(launches, 0.0, scenario)
+    return _verdict(launches, seen, latency(launches).p50, _REFERENCE_LIMIT, "latency", scenario)
 
 
 def half_width(interval: Interval) -> float:
     """Relative half width of a ratio's interval; infinite for a single launch."""
     return (math.log(interval.high) - math.log(interval.low)) / 2 if interval.known and interval.low > 0 else math.inf
+
+
+def _of_conditions(launches: Sequence[Launch], effect: float, scenario: str) -> Doubt | None:
+    """What speaks against a difference of `effect` (a logarithm) whatever its interval is."""
+    if scenario != SUSTAINED:
+        throttled = [doubt for launch in launches for doubt in doubts.throttling(launch.conditions)]
+        if throttled:
+            return _joined(throttled)
+    if interrupted := [doubt for launch in launches for doubt in doubts.interruption(launch)]:
+        return _joined(interrupted)
+    share = doubts.waited(launches)
+    if share is not None and share > max(doubts.WAITED, effect / 2):
+        return Doubt(
+            Verdict.INTERFERED, f"the runner waited for a CPU {share:.0%} of its time, too much for a difference of {_percent(effect)}"
+        )
+    contended = [doubt for launch in launches for doubt in doubts.contention(launch.conditions)]
+    if contended and effect < _SMALL_EFFECT:
+        return Doubt(Verdict.INTERFERED, f"in {len(contended)} of {len(launches)} launches {contended[0].text}")
+    return None
+
+
+def _of_control(control: Sequence[Launch], objective: str) -> Doubt | None:
+    """Two copies of one model that seem to differ: whatever made them do so is in the other ratios as well."""
+    ratio = speedup(control, objective=objective)
+    if ratio.known and (ratio.low > 1 + _CONTROL_MARGIN or ratio.high < 1 - _CONTROL_MARGIN):
+        text = f"two copies of the reference differ by {abs(ratio.value - 1):.1%} (ratio {ratio.low:.3f} to {ratio.high:.3f})"
+        return Doubt(Verdict.NOISY, text)
+    return None
+
+
+def _verdict(
+    launches: Sequence[Launch], seen: Doubt | None, interval: Interval, limit: float, what: str, scenario: str
+) -> tuple[Verdict, str]:  # fmt: skip
+    if seen is not None:
+        return seen.verdict, seen.text
+    half = half_width(interval)
+    if half > limit:
+        return _why_noisy(launches, half, what)
+    if (share := _disturbed_share(launches)) > _DISTURBED_LIMIT:
+        return Verdict.INTERFERED, f"{share:.0%} of the inferences lost the CPU to other processes, and too few did not"
+    if doubt := _unsteady(launches, scenario):
+        return doubt.verdict, doubt.text
+    if drift := _drift(launches):
+        return Verdict.UNSTEADY, drift
+    return Verdict.STABLE, f"{what} known to +-{half:.1%} from {len(launches)} launches{_remarks(launches, scenario)}"
+
+
+def _unsteady(launches: Sequence[Launch], scenario: str) -> Doubt | None:
+    """What the shape of the samples over time says, where nobody was in the way: then it is the model's, or the device's own.
+
+    `unsteady` and `slowdown` as in `edgefarm.statistics.regimes`, in most launches, of the candidate or of its reference.
+    """
+    if (doubts.waited(launches) or 0.0) > doubts.WAITED or doubts.others(launches):
+        return None
+    for name, results in (("", [x.result for x in launches]), ("the reference: ", [x.reference for x in launches])):
+        if _mostly(results, "unsteady"):
+            return Doubt(Verdict.UNSTEADY, f"{name}no steady state, or two of them, in most launches: a median says little")
+        if scenario != SUSTAINED and _mostly(results, "slowdown"):
+            hot = doubts.began_hot(launches)
+            why = "; they began above the temperature that was waited for" if hot else ""
+            return Doubt(Verdict.THROTTLED if hot else Verdict.UNSTEADY, f"{name}became slower during most launches{why}")
+    return None
+
+
+def _mostly(results: Sequence[ContenderResult], regime: str) -> bool:
+    return 2 * sum(r.regime == regime for r in results) > len(results)
+
+
+def _overloaded(results: Sequence[ContenderResult]) -> bool:
+    return _mostly(results, "overload")
+
+
+def _remarks(launches: Sequence[Launch], scenario: str) -> str:
+    """What belongs to a number that may be believed."""
+    found = []
+    if doubts.began_hot(launches):
+        found.append("begun above the temperature that was waited for")
+    reasons = sorted({doubt.text for launch in launches for doubt in doubts.throttling(launch.conditions)})
+    if scenario == SUSTAINED and reasons:
+        found.append(f"settled while {'; '.join(reasons)}")
+    return "".join(f"; {remark}" for remark in found)
+
+
+def _joined(found: Sequence[Doubt]) -> Doubt:
+    return Doubt(found[0].verdict, "; ".join(dict.fromkeys(doubt.text for doubt in found)))
+
+
+def _percent(effect: float) -> str:
+    return f"{math.expm1(effect):.0%}"
 
 
 def _disturbed_share(launches: Sequence[Launch]) -> float:
@@ -129,20 +253,15 @@ def _disturbed_share(launches: Sequence[Launch]) -> float:
 
 def _why_noisy(launches: Sequence[Launch], half: float, what: str) -> tuple[Verdict, str]:
     width = f"{what} only known to +-{half:.0%} from {len(launches)} launches" if math.isfinite(half) else "a single launch"
-    others = [launch.conditions.others_cpu for launch in launches if launch.conditions.others_cpu is not None]
-    steal = [launch.conditions.steal for launch in launches if launch.conditions.steal is not None]
-    if others and sum(others) / len(others) > _OTHERS_CPU:
-        return Verdict.INTERFERED, f"{width}; other processes used {sum(others) / len(others):.1f} cores"
-    if steal and sum(steal) / len(steal) > _STEAL:
-        return Verdict.INTERFERED, f"{width}; the hypervisor took {sum(steal) / len(steal):.0%} of the time"
-    return Verdict.NOISY, width
+    who = doubts.others(launches)
+    return (Verdict.INTERFERED, f"{width}; {who}") if who else (Verdict.NOISY, width)
 
 
 def _drift(launches: Sequence[Launch]) -> str:
     """Text if the ratio of the second half of the launches differs from that of the first by more than chance and 5 %."""
     if len(launches) < 8:
         return ""
-    logs = [math.log(launch.reference.p50_ns / launch.result.p50_ns) for launch in launches]
+    logs = [math.log(_ratio(launch.reference, launch.result, "latency_p50")) for launch in launches]
     half = len(logs) // 2
     first, second = mean_interval(logs[:half], 0.99), mean_interval(logs[half:], 0.99)
     apart = first.high < second.low or second.high < first.low

@@ -45,12 +45,16 @@ def lacking(hello: Hello) -> frozenset[str]:
     return frozenset(FEATURES) - set(hello.features)
 
 
-def feature_of(order: Order) -> str:
-    """The feature that an agent needs for an order."""
+def features_of(order: Order) -> frozenset[str]:
+    """The features that an agent needs for an order."""
     work = order.work
-    if isinstance(work, LatencyWork):
-        return "latency" if work.scenario.kind == "paced" else f"latency-{work.scenario.kind}"
-    return _WORK_FEATURES[type(work)]
+    needed = {"window"} if order.window else set()
+    if not isinstance(work, LatencyWork):
+        return frozenset({*needed, _WORK_FEATURES[type(work)]})
+    scenario = work.scenario
+    plain = scenario.kind == "paced" and scenario.rate_per_s is None
+    fallback = {"fallback"} if work.fail_on_fallback else set()
+    return frozenset({*needed, *fallback, "latency" if plain else f"latency-{scenario.kind}"})
 
 
 def unable(device: Device, feature: str) -> Failure:

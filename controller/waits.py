@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from controller.report.candidate import utc
+from controller.report.times import utc
 from edgefarm.model import Wait
 
 

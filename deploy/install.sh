@@ -18,6 +18,8 @@ PREFIX=/opt/edgefarm
 ETC=/etc/edgefarm
 STATE=/var/lib/edgefarm
 UNITS=/etc/systemd/system
+TMPFILES=/etc/tmpfiles.d/edgefarm.conf
+LOCK=/run/lock/edgefarm-measure.lock
 COMMAND=/usr/local/bin/edge-agent
 ACCOUNT=edgefarm
 
@@ -151,10 +153,14 @@ make_account() {
 
 install_units() {
     [ $systemd = yes ] || return 0
+    install -d -m 0755 "${TMPFILES%/*}"
     for unit in edge-agent.service edge-runner.socket edge-runner@.service; do
         install -m 0644 "$PREFIX/$1/systemd/$unit" "$UNITS/.$unit.new"
         mv "$UNITS/.$unit.new" "$UNITS/$unit"
     done
+    # The measure lock, made at each boot: on some systems only root may make files there, and /tmp of a service is its own.
+    printf 'f %s 0666 root root -\n' "$LOCK" >"$TMPFILES"
+    systemd-tmpfiles --create "$TMPFILES" || say "no $LOCK: agents and commands of this machine may measure at the same time"
     systemctl daemon-reload
 }
 
@@ -235,7 +241,7 @@ remove() {
         systemctl --quiet disable --now edge-agent.service edge-runner.socket 2>/dev/null || true
         systemctl stop 'edge-runner@*' 2>/dev/null || true
     fi
-    rm -f "$UNITS/edge-agent.service" "$UNITS/edge-runner.socket" "$UNITS/edge-runner@.service" "$COMMAND"
+    rm -f "$UNITS/edge-agent.service" "$UNITS/edge-runner.socket" "$UNITS/edge-runner@.service" "$COMMAND" "$TMPFILES"
     if [ $systemd = yes ]; then systemctl daemon-reload; fi
     rm -rf "$PREFIX"
     if [ $purge = yes ]; then

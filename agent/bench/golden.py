@@ -26,7 +26,7 @@ def check_golden(candidate: Candidate, path: Path, golden_path: Path, golden: Go
         "do": "golden_check", "key": _KEY, "golden": str(golden_path.absolute()),
         "relative": golden.relative_tolerance, "absolute": golden.absolute_tolerance,
     }  # fmt: skip
-    with session(site, limits, [path], [golden_path]) as measuring, measuring.runner() as runner:
+    with session(site, limits, [path], [golden_path], cool=False) as measuring, measuring.runner() as runner:
         try:
             measuring.load(runner, _KEY, candidate, path)
             runner.call(request, limits.run_ns, Stage.RUN)

@@ -1,4 +1,4 @@
-"""One launch: a fresh runner, all contenders in it, bursts in random order; or, where memory is short, one runner after the other."""
+"""One launch: a fresh runner with all contenders in it, under the load of the scenario; or, where memory is short, one after the other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 import psutil
 
+from agent.bench import scenarios
+from agent.bench.placement import fallback_failure
 from agent.bench.site import ContenderFailed, Measured, Session, Site, session, without_path
 from agent.runner.process import RunnerFailed, RunnerProcess
-from edgefarm.model import ContenderResult, Failure, FailureKind, LatencyResult, LatencyWork, Limits, Stage
+from edgefarm.model import BatchResult, ContenderResult, Failure, FailureKind, LatencyResult, LatencyWork, Limits, Stage
 
 MEMORY_FACTOR = 3  # resident bytes per byte of an artifact: the weights, their repacked copy, activations
 MEMORY_BASE_BYTES = 64 * 2**20
@@ -34,9 +36,8 @@ def measure_latency(work: LatencyWork, launch: int, models: Mapping[str, Path], 
         site: where.
     """
     with session(site, limits, models.values(), [inputs]) as measuring:
-        if work.scenario.kind != "paced":
-            detail = f"scenario {work.scenario.kind!r} is not available in this version of the agent"
-            return measuring.finish(Failure(FailureKind.UNSPECIFIED, detail, Stage.RUN))
+        if refused := scenarios.refusal(work.scenario):
+            return measuring.finish(Failure(FailureKind.UNSPECIFIED, refused, Stage.RUN))
         launching = _Launch(measuring, work, launch, models, inputs)
         return measuring.finish(launching.measure())
 
@@ -58,7 +59,7 @@ class _Launch:
         self._candidates = {c.key: c.candidate for c in work.contenders}
         self._seed = f"{work.seed}/{launch}"
         self._order = random.Random(self._seed)
-        self._placement_wanted = not work.launches or launch == work.launches[0]
+        self._placement_wanted = work.fail_on_fallback or not work.launches or launch == work.launches[0]
         self._numbers: dict[str, _Numbers] = {}
         self._failures: dict[str, Failure] = {}
         self._samples: dict[str, bytes] = {}
@@ -79,6 +80,7 @@ class _Launch:
                 together = False
                 break
         self._judge_outputs()
+        self._judge_placement()
         self._keep_samples()
         return LatencyResult(tuple(map(self._result, self._candidates)), together or len(self._numbers) < 2)
 
@@ -146,17 +148,12 @@ class _Launch:
             raise ContenderFailed(key, error.failure) from error
 
     def _schedule(self, keys: Sequence[str]) -> dict[str, Any]:
-        work = self._work
-        plan = {
-            "bursts": work.bursts, "burst_ns": work.burst_ns, "min_inferences": work.min_inferences, "warmup_ns": work.warmup_ns,
-            "seed": self._seed, "rate_per_s": work.scenario.rate_per_s,
-        }  # fmt: skip
-        return {"do": "launch", "keys": list(keys), "inputs": self._inputs, "plan": plan}
+        return {"do": "launch", "keys": list(keys), "inputs": self._inputs, "plan": scenarios.plan(self._work, self._seed)}
 
     def _limit_ns(self, firsts: Mapping[str, Mapping[str, Any]]) -> int:
-        """Of the whole schedule; a slow model warms up with one inference, and with one more before each burst."""
-        inferences = 1 + self._work.bursts * (1 + self._work.min_inferences)
-        return self._session.run_limit_ns(inferences, sum(first["first_inference_ns"] for first in firsts.values()))
+        """Of the whole schedule: what the models need, and what the scenario takes by the clock."""
+        needed = self._session.run_limit_ns(scenarios.inferences(self._work), sum(f["first_inference_ns"] for f in firsts.values()))
+        return needed + scenarios.idle_ns(self._work, len(firsts))
 
     def _placement(self, runner: RunnerProcess, key: str) -> dict[str, int]:
         """Where the nodes ran; once per order, when everything is timed. Without an answer it stays empty: the numbers stand."""
@@ -182,12 +179,19 @@ class _Launch:
                 self._failures[key] = Failure(FailureKind.NUMERIC, detail, Stage.RUN)
                 del self._numbers[key]
 
+    def _judge_placement(self) -> None:
+        for key, numbers in list(self._numbers.items() if self._work.fail_on_fallback else ()):
+            if failure := fallback_failure(numbers.load["provider"], numbers.placement):
+                self._failures[key] = failure
+                del self._numbers[key]
+
     def _result(self, key: str) -> ContenderResult:
         if key in self._failures:
             return ContenderResult(key, failure=self._failures[key])
         seen = self._numbers[key]
-        summary = {**seen.summary, "burst_p50_ns": tuple(seen.summary["burst_p50_ns"])}
-        result = ContenderResult(key, placement=seen.placement, chosen=seen.load["chosen"], **summary)
+        batches = tuple(BatchResult(**row) for row in seen.summary["batches"])
+        summary = {**seen.summary, "burst_p50_ns": tuple(seen.summary["burst_p50_ns"]), "batches": batches}
+        result = ContenderResult(key, placement=seen.placement, chosen=seen.load["chosen"], provider=seen.load["provider"], **summary)
         return replace(result, load_ns=seen.load["load_ns"], first_inference_ns=seen.first["first_inference_ns"])
 
     def _keep_samples(self) -> None:

@@ -1,21 +1,20 @@
-"""Memory and accuracy of one contender, each in a pass of its own."""
+"""Passes over one contender: which work is done by whom, and accuracy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.bench.energy import measure_energy
+from agent.bench.memory import measure_memory
+from agent.bench.profile import measure_profile
 from agent.bench.site import Measured, Session, Site, session, without_path
 from agent.runner.process import RunnerFailed
 from edgefarm.model import (
     AccuracyResult,
     AccuracyWork,
-    Conditions,
     EnergyWork,
-    Failure,
-    FailureKind,
     Limits,
-    MemoryResult,
     MemoryWork,
     Outcome,
     ProfileWork,
@@ -24,41 +23,12 @@ from edgefarm.model import (
 
 
 def measure_pass(work: MemoryWork | EnergyWork | ProfileWork, path: Path, inputs: Path, limits: Limits, site: Site) -> Measured:
-    """A pass of its own over one contender; an order that this agent's features don't promise gets a failure."""
+    """A pass of its own over one contender."""
     if isinstance(work, MemoryWork):
         return measure_memory(work, path, inputs, limits, site)
-    detail = f"{type(work).__name__} is not available in this version of the agent"
-    return Measured(Failure(FailureKind.UNSPECIFIED, detail, Stage.RUN), Conditions())
-
-
-def measure_memory(work: MemoryWork, path: Path, inputs: Path, limits: Limits, site: Site) -> Measured:
-    """Peak RSS and PSS of a fresh runner with the model, next to one that holds the same runtime and inputs, but no model.
-
-    Args:
-        work: what to measure.
-        path: the contender's main file.
-        inputs: the tensor pack that `work.inputs` names.
-        limits: time-outs and memory.
-        site: where.
-    """
-    with session(site, limits, [path], [inputs]) as measuring:
-        try:
-            outcome: Outcome = _memory(measuring, work, path, inputs)
-        except RunnerFailed as error:
-            outcome = without_path(error.failure, path, work.contender.candidate.artifact.main_file)
-        return measuring.finish(outcome)
-
-
-def _memory(measuring: Session, work: MemoryWork, path: Path, inputs: Path) -> MemoryResult:
-    key, candidate, limits = work.contender.key, work.contender.candidate, measuring.limits
-    request = {"do": "memory", "inputs": str(inputs.absolute()), "inferences": work.inferences}
-    with measuring.runner() as runner:
-        runner.call({"do": "import", "runtime": candidate.runtime}, limits.load_ns, Stage.LOAD)
-        reference = runner.call({**request, "key": None}, limits.run_ns, Stage.RUN).body
-    with measuring.runner() as runner:
-        measuring.load(runner, key, candidate, path)
-        full = runner.call({**request, "key": key}, limits.run_ns, Stage.RUN).body
-    return MemoryResult(key, full["peak_rss_bytes"], full["pss_bytes"], reference["peak_rss_bytes"], reference["pss_bytes"])
+    if isinstance(work, ProfileWork):
+        return measure_profile(work, path, inputs, limits, site)
+    return measure_energy(work, path, inputs, limits, site)
 
 
 def measure_accuracy(work: AccuracyWork, path: Path, shards: Sequence[Path], limits: Limits, site: Site) -> Measured:
@@ -74,7 +44,7 @@ def measure_accuracy(work: AccuracyWork, path: Path, shards: Sequence[Path], lim
         limits: time-outs (`run_ns` for the whole pass, or longer where the first inference says so) and memory.
         site: where.
     """
-    with session(site, limits, [path], shards) as measuring:
+    with session(site, limits, [path], shards, cool=False) as measuring:
         try:
             outcome: Outcome = _accuracy(measuring, work, path, shards)
         except RunnerFailed as error:

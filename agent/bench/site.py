@@ -11,7 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agent.bench.affinity import Cores
 from agent.bench.conditions import Watch
+from agent.bench.gate import Gate
+from agent.bench.governor import governed
+from agent.power import Meter
 from agent.runner import scratch
 from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
 from edgefarm import hostlock
@@ -20,6 +24,28 @@ from edgefarm.model import Candidate, Conditions, Failure, FailureKind, Limits, 
 
 def _never() -> bool:
     return False
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the device's administrator wants around a measurement.
+
+    Attributes:
+        cores: that a runner may use; None: all that the agent may.
+        gate: decides when a launch may begin.
+        governor: CPU frequency governor while measuring; empty: it is left alone.
+        governor_file: where it is kept what the governor was before.
+    """
+
+    cores: Cores | None = None
+    gate: Gate = field(default_factory=Gate)
+    governor: str = ""
+    governor_file: Path | None = None
+
+    def fingerprint(self) -> dict[str, str]:
+        """What of it makes numbers those of another device class."""
+        found = {"cpus": str(self.cores)} if self.cores is not None and self.cores.pinned else {}
+        return {**found, "governor": self.governor} if self.governor else found
 
 
 @dataclass(frozen=True)
@@ -34,6 +60,8 @@ class Site:
         sensors_root: `/`, or a copied tree.
         environment: variables of the runner on top of the few that are passed on.
         unit_socket: where systemd starts runners in units of their own; None: they are children of this process.
+        meter: what the device's user said of where its power is read.
+        surroundings: cores, temperature and governor.
     """
 
     scratch: Path
@@ -43,6 +71,8 @@ class Site:
     sensors_root: Path = Path("/")
     environment: Mapping[str, str] = field(default_factory=dict)
     unit_socket: Path | None = None
+    meter: Meter | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
 
 @dataclass(frozen=True)
@@ -53,8 +83,8 @@ class Measured:
         outcome: its digests are still empty: they are those of `blobs`.
         conditions: what surrounded it.
         blobs: `samples` of a latency, `outputs` and `golden` of an accuracy: files in the scratch folder, for the caller to move away.
-        duration_ns: how long it took, without waiting for the host's lock.
-        waited_ns: how long it waited for that lock, before.
+        duration_ns: how long it took, without waiting for the host's lock, and for the device to cool.
+        waited_ns: how long it waited for both, before.
     """
 
     outcome: Outcome
@@ -89,9 +119,10 @@ class Session:
     @contextlib.contextmanager
     def runner(self) -> Iterator[RunnerProcess]:
         """A fresh runner, watched."""
+        cores = self.site.surroundings.cores
         process = RunnerProcess(
             self.limits, self.folder, files=self._files, environment=self.site.environment, cancelled=self.site.cancelled,
-            on_tick=self.watch.tick, unit_socket=self.site.unit_socket,
+            on_tick=self.watch.tick, unit_socket=self.site.unit_socket, cpus=cores.numbers if cores and cores.pinned else (),
         )  # fmt: skip
         with process:
             self.watch.follow(process.pid)
@@ -135,14 +166,15 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(site: Site, limits: Limits, models: Iterable[Path], inputs: Iterable[Path]) -> Iterator[Session]:
-    """Waits for the host's lock and begins. Raises Cancelled.
+def session(site: Site, limits: Limits, models: Iterable[Path], inputs: Iterable[Path], *, cool: bool = True) -> Iterator[Session]:
+    """Waits for the host's lock, and for the device to be cool, and begins. Raises Cancelled.
 
     Args:
         site: where.
         limits: of each runner.
         models: main files; what else lies in their folders belongs to them.
         inputs: files, which with the models are all that a runner may read besides libraries.
+        cool: whether time is measured, so that temperature and governor matter.
     """
     folders = {folder: None for model in models for folder in (model.absolute().parent, model.resolve().parent)}
     files = [*folders, *(path.absolute() for path in inputs)]
@@ -153,7 +185,29 @@ def session(site: Site, limits: Limits, models: Iterable[Path], inputs: Iterable
     ):
         if not held:
             raise Cancelled
-        yield Session(site, limits, files, folder, Watch(site.sensors_root), asked_ns)
+        with _watched(site, cool=cool) as watch:
+            yield Session(site, limits, files, folder, watch, asked_ns)
+
+
+@contextlib.contextmanager
+def _watched(site: Site, *, cool: bool) -> Iterator[Watch]:
+    """A watch over a device that is as its administrator wants it. The lock is held meanwhile: another's launch would heat it again."""
+    around, root = site.surroundings, site.sensors_root
+    if not cool:
+        yield Watch(root, around.cores)
+        return
+    start = around.gate.wait(root, site.cancelled)
+    if start is None:
+        raise Cancelled
+    refused: dict[str, str] = {}
+    with governed(root, around.governor, around.governor_file, refused.__setitem__):
+        watch = Watch(root, around.cores)
+        watch.settings.update(start.settings())
+        for quantity, reason in refused.items():
+            watch.unavailable(quantity, reason)
+        if start.state == "unknown":
+            watch.unavailable("start_temperature_celsius", start.detail)
+        yield watch
 
 
 def options_for(candidate: Candidate, site: Site) -> Options:

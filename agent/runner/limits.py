@@ -18,8 +18,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from agent.runner import confine
 
 WATCH_NS = 50_000_000
@@ -35,11 +33,13 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class ProcessLimits:
-    """Limits of one runner: resident bytes, bytes of a file it writes, tasks (threads of its user) beyond those of now."""
+    """Limits of one runner: resident bytes, bytes of a file it writes, tasks (threads of its user) beyond those of now, and the
+    cores that it may use (empty: all)."""
 
     memory_bytes: int
     file_bytes: int = FILE_BYTES
     more_tasks: int = MORE_TASKS
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Usage:
 
 def effective_memory(asked_bytes: int) -> int:
     """The limit in force: what was asked for, at most (and, for 0, exactly) 80 % of what is available now."""
+    import psutil  # late: every runner imports this module, and has no use for that one
+
     share = int(psutil.virtual_memory().available * _MEMORY_SHARE)
     return min(asked_bytes, share) if asked_bytes > 0 else share
 
@@ -65,6 +67,9 @@ def writable(folder: Path) -> int:
 
 def apply(limits: ProcessLimits) -> None:
     """Limits this process, for good. Call before anything large is imported."""
+    if limits.cpus:
+        with contextlib.suppress(OSError):  # none of them is its own: conditions tell which it had
+            os.sched_setaffinity(0, limits.cpus)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
     _lower(resource.RLIMIT_NOFILE, _DESCRIPTORS)

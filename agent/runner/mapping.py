@@ -24,10 +24,12 @@ class Bound:
 
     Attributes:
         outputs: names of the source's outputs, in the order of what `run` returns.
+        encode: source tensors as the model itself is fed.
         run: one inference, mapping included.
     """
 
     outputs: tuple[str, ...]
+    encode: Callable[[Feeds], Feeds]
     run: Callable[[Feeds], list[Tensor]]
 
     def __init__(self, model: Model, io: Io | None) -> None:
@@ -37,6 +39,7 @@ class Bound:
             self._sources = {spec.name: spec for spec in model.inputs}
             self._into: dict[str, TensorMap] = {}
             self.outputs = tuple(spec.name for spec in model.outputs)
+            self.encode = dict
             self.run = model.run  # nothing in between: what is timed is what the user's program would do
             return
         inputs = {spec.name: spec for spec in model.inputs}
@@ -54,7 +57,17 @@ class Bound:
             results = infer({name: encode(feeds[source]) for source, name, encode in encoders})
             return [decode(results[position]) for position, decode in decoders]
 
+        self.encode = lambda feeds: {name: encode(feeds[source]) for source, name, encode in encoders}
         self.run = run
+
+    def batch_axes(self) -> dict[str, int | None]:
+        """Source input -> length of the axis that the source's first one becomes; None where the model takes any length."""
+        axes: dict[str, int | None] = {}
+        for name, spec in self._sources.items():
+            mapping = self._into.get(name)
+            axis = mapping.permutation.index(0) if mapping and 0 in mapping.permutation else 0
+            axes[name] = spec.shape[axis] if spec.shape else 1
+        return axes
 
     def feeds(self, shard: Mapping[str, Sequence[Tensor]]) -> list[Feeds]:
         """One dictionary per sample. Raises RuntimeFailure(IO_CHANGED) if the shard lacks an input or holds another dtype or shape."""

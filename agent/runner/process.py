@@ -62,6 +62,7 @@ class RunnerProcess:
         cancelled: looked at every 50 ms while a request runs.
         on_tick: called as often, e.g. to sample sensors.
         unit_socket: where systemd starts runners in units of their own; None: a child of this process.
+        cpus: cores that it may use; empty: all that this process may.
         command: what to run instead of the runner, for tests.
 
     Attributes:
@@ -82,6 +83,7 @@ class RunnerProcess:
         cancelled: Callable[[], bool] = lambda: False,
         on_tick: Callable[[], None] = lambda: None,
         unit_socket: Path | None = None,
+        cpus: tuple[int, ...] = (),
         command: tuple[str, ...] = ("-m", "agent.runner.child"),
     ) -> None:
         self._memory_bytes = limiting.effective_memory(limits.memory_bytes)
@@ -91,7 +93,7 @@ class RunnerProcess:
         self._oom_kills = limiting.kernel_oom_kills()
         self._returncode: int | None = None
         self.folder = Path(tempfile.mkdtemp(dir=scratch, prefix="runs-"))
-        own, variables = limiting.ProcessLimits(self._memory_bytes), _environment(self.folder, environment or {})
+        own, variables = limiting.ProcessLimits(self._memory_bytes, cpus=cpus), _environment(self.folder, environment or {})
         self._started: Spawned | Unit
         if unit_socket is None:
             self._started = Spawned(self.folder, files, own, variables, command)

@@ -56,6 +56,16 @@ def _duration(value: Any) -> float:
     return float(value)
 
 
+def _span(value: Any) -> float:
+    return 0.0 if value == 0 and not isinstance(value, bool) else _duration(value)
+
+
+def _regime(value: Any) -> str:
+    if not isinstance(value, str) or value not in _REGIMES:
+        raise ValueError("is no regime")
+    return value
+
+
 def _scalar(value: Any) -> Any:
     return _text(value) if isinstance(value, str) else value if isinstance(value, bool) else _number(value)
 
@@ -72,19 +82,37 @@ def _spec(value: Any) -> list[Any]:
     return [_text(value[0]), _text(value[1]), [None if axis is None else _count(axis) for axis in value[2]]]
 
 
+def _mark(value: Any) -> list[int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("is not a moment and a count")
+    return [_count(value[0]), _count(value[1])]
+
+
+def _operator(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) != 6:
+        raise ValueError("is not an operator: name, kind, provider, time, calls, kernel")
+    return [_text(value[0]), _text(value[1]), _text(value[2]), _span(value[3]), _small(value[4]), _text(value[5])]
+
+
+_REGIMES = frozenset({"", "flat", "warm_up", "slowdown", "unsteady", "too_short", "overload"})
 _count, _small, _some = _whole(0, 63), _whole(0, 32), _whole(1, 63)
+_BATCH = {"batch_size": _small, "n": _count, "mean_ns": _span, "p50_ns": _count, "unavailable": _text}
 _SUMMARY = {
     "n": _some, "mean_ns": _duration, "p50_ns": _some, "p90_ns": _some, "p99_ns": _some, "warmup_inferences": _small,
-    "burst_p50_ns": [_some], "disturbed": _count, "left_out": _count,
+    "burst_p50_ns": [_some], "disturbed": _count, "left_out": _count, "samples_per_s": _span, "batches": [_BATCH], "regime": _regime,
+    "unsettled": _count,
 }  # fmt: skip
 # By request; see `requests.Bench.answers`.
 SHAPES: dict[str, dict[str, Any]] = {
     "import": {"version": _text},
-    "load": {"load_ns": _count, "chosen": Each(_text), "inputs": [_spec], "outputs": [_spec]},
+    "load": {"load_ns": _count, "chosen": Each(_text), "provider": _text, "inputs": [_spec], "outputs": [_spec]},
     "first": {"first_inference_ns": _count, "not_finite": _count, "samples": _count},
     "launch": {"contenders": Each(_SUMMARY)},
+    "loadgen": {"result": _text, "reasons": [_text], "numbers": Each(_span)},
     "placement": {"placement": Each(_small)},
-    "memory": {"peak_rss_bytes": _count, "pss_bytes": _count},
+    "profile": {"operators": [_operator], "whole_ns": _span, "source": _text, "unavailable": _text},
+    "memory": {"peak_rss_bytes": _count, "pss_bytes": _count, "private_bytes": _count, "model_file_bytes": _count},
+    "spend": {"marks": [_mark]},
     "evaluate": {"n": _count},
     "golden_check": {},
     "probe": {"version": _text, "providers": Each(Each(_scalar))},
@@ -105,13 +133,13 @@ def checked(request: Mapping[str, Any], frame: Frame, stage: Stage) -> dict[str,
     if verb == "launch":
         if absent := set(request["keys"]) - set(body["contenders"]):
             raise ProtocolError(f"the answer lacks {', '.join(sorted(absent))}")
-        _check_samples(frame.payload, request["keys"])
+        _check_samples(frame.payload, request["keys"], batches=request["plan"]["kind"] == "offline")
     return body
 
 
-def _check_samples(archive: bytes, keys: Sequence[str]) -> None:
+def _check_samples(archive: bytes, keys: Sequence[str], *, batches: bool) -> None:
     """An npz with the samples of `keys` and nothing else, which does not swell when it is read."""
-    wanted = {f"{key}{part}.npy" for key in keys for part in ("", ".disturbed")}
+    wanted = {f"{key}{part}.npy" for key in keys for part in ("", ".disturbed", *([".batch"] if batches else []))}
     import zipfile  # late, as in the bench: an idle agent does without
 
     try:

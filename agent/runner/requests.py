@@ -13,21 +13,26 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from agent.runner import accuracy, schedule
-from agent.runner.footprint import footprint
+from agent.runner import accuracy, loadgen, schedule
+from agent.runner import spend as spending
+from agent.runner.footprint import footprint, mapped_bytes
+from agent.runner.lanes import Lane, Plan
 from agent.runner.mapping import Bound, Feeds, Tensor
+from agent.runner.summaries import summaries
 from agent.runtimes import Runtime, RuntimeFailure, load_runtime
 from edgefarm.errors import UserError
-from edgefarm.model import FailureKind, Io, Options, TensorMap
+from edgefarm.model import FailureKind, Io, OperatorTime, Options, TensorMap
 from edgefarm.tensors import unpack
 
 Answer = tuple[dict[str, Any], bytes]
 T = TypeVar("T")
+_MOST_OPERATORS, _NAME = 300, 120  # an answer is a frame's header, which is bounded
+_PROFILED_SAMPLES = 8
 
 
 class _Loaded:
-    def __init__(self, runtime: Runtime, bound: Bound) -> None:
-        self.runtime, self.bound = runtime, bound
+    def __init__(self, runtime: Runtime, bound: Bound, path: Path) -> None:
+        self.runtime, self.bound, self.path = runtime, bound, path
 
     def run(self, feeds: Feeds) -> list[Tensor]:
         """One untimed inference whose errors are typed."""
@@ -42,9 +47,10 @@ class Bench:
         self._loaded: dict[str, _Loaded] = {}
         self._shard: tuple[str, Mapping[str, Sequence[Tensor]]] = ("", {})
         self.answers: dict[str, Callable[..., Answer]] = {
-            "import": self.import_runtime, "load": self.load, "first": self.first, "launch": self.launch, "placement": self.placement,
-            "memory": self.memory, "evaluate": self.evaluate, "golden_check": self.golden_check,
-            "probe": self.probe, "prove": self.prove,
+            "import": self.import_runtime, "load": self.load, "first": self.first, "launch": self.launch,
+            "loadgen": self.loadgen, "placement": self.placement,
+            "profile": self.profile, "memory": self.memory, "evaluate": self.evaluate, "golden_check": self.golden_check,
+            "spend": self.spend, "probe": self.probe, "prove": self.prove,
         }  # fmt: skip
 
     def import_runtime(self, runtime: str) -> Answer:
@@ -52,14 +58,14 @@ class Bench:
         return {"version": self._runtime(runtime).version()}, b""
 
     def load(self, key: str, path: str, runtime: str, options: Options, io: dict[str, Any] | None) -> Answer:
-        """Loads a model under `key`; gives `load_ns`, the options that the library chose, inputs and outputs."""
+        """Loads a model under `key`; gives `load_ns`, the provider asked for, options that the library chose, inputs and outputs."""
         library = self._runtime(runtime)
         started = time.perf_counter_ns()
         model = library.load(Path(path), options)
         load_ns = time.perf_counter_ns() - started
-        self._loaded[key] = _Loaded(library, Bound(model, _io(io)))
+        self._loaded[key] = _Loaded(library, Bound(model, _io(io)), Path(path))
         specs = {side: [[s.name, s.dtype, list(s.shape)] for s in getattr(model, side)] for side in ("inputs", "outputs")}
-        return {"load_ns": load_ns, "chosen": dict(model.chosen), **specs}, b""
+        return {"load_ns": load_ns, "chosen": dict(model.chosen), "provider": library.requested(options), **specs}, b""
 
     def first(self, key: str, inputs: str) -> Answer:
         """The first inference, with the first of `samples`: `first_inference_ns`, and how many output values are NaN or infinite."""
@@ -71,32 +77,57 @@ class Bench:
         return {"first_inference_ns": elapsed, "not_finite": accuracy.count_not_finite(outputs), "samples": len(feeds)}, b""
 
     def launch(self, keys: list[str], inputs: str, plan: dict[str, Any]) -> Answer:
-        """The whole schedule of one launch; payload: the samples, as npz."""
-        lanes = {key: schedule.Lane(self._loaded[key].bound.run, self._feeds(self._loaded[key], inputs)) for key in keys}
+        """The whole schedule of one launch; payload: the samples, as npz (`KEY.batch`: rows of each, where they are of batches)."""
+        lanes = {key: self._lane(key, inputs) for key in keys}
         runtime = self._loaded[keys[0]].runtime
-        timed = _typed(runtime, lambda: schedule.run_launch(lanes, schedule.Plan(**plan)))
+        timed = _typed(runtime, lambda: schedule.run_launch(lanes, Plan(**plan)))
         buffer = io.BytesIO()
         raw = {key: np.asarray(t.samples, dtype=np.uint64) for key, t in timed.items()}
         raw |= {f"{key}.disturbed": np.asarray(t.disturbed, dtype=np.bool_) for key, t in timed.items()}
+        raw |= {f"{key}.batch": np.asarray(t.sizes, dtype=np.uint32) for key, t in timed.items() if t.sizes}
         np.savez_compressed(buffer, allow_pickle=False, **raw)
-        return {"contenders": schedule.summaries(timed)}, buffer.getvalue()
+        return {"contenders": summaries(timed, plan["kind"])}, buffer.getvalue()
+
+    def loadgen(self, key: str, inputs: str, folder: str, settings: dict[str, Any]) -> Answer:
+        """The model under MLPerf LoadGen, whose logs are left in `folder`; see `agent.runner.loadgen`."""
+        lane = self._lane(key, inputs)
+        return _typed(self._loaded[key].runtime, lambda: loadgen.run(lane, loadgen.Settings(**settings), Path(folder))), b""
 
     def placement(self, key: str, inputs: str) -> Answer:
         """Nodes per execution provider."""
         loaded = self._loaded[key]
-        feeds = self._feeds(loaded, inputs)[0]
+        feeds = loaded.bound.encode(self._feeds(loaded, inputs)[0])
         return {"placement": _typed(loaded.runtime, lambda: loaded.bound.model.placement(feeds))}, b""
 
-    def memory(self, key: str | None, inputs: str, inferences: int) -> Answer:
-        """Peak resident and proportional memory after `inferences` runs of `key`, or with the inputs but without a model."""
+    def profile(self, key: str, inputs: str, inferences: int) -> Answer:
+        """Time of each operator over `inferences` runs; the longest ones by name, the rest as one."""
+        loaded = self._loaded[key]
+        feeds = [loaded.bound.encode(sample) for sample in self._feeds(loaded, inputs)[:_PROFILED_SAMPLES]]
+        found = _typed(loaded.runtime, lambda: loaded.bound.model.profile(feeds, inferences))
+        rows = [[o.name[:_NAME], o.kind[:_NAME], o.provider, o.mean_ns, o.calls, o.kernel[:_NAME]] for o in longest(found.operators)]
+        return {"operators": rows, "whole_ns": found.whole_ns, "source": found.source, "unavailable": found.unavailable}, b""
+
+    def memory(self, key: str | None, inputs: str, inferences: int, runtime: str = "", options: Options | None = None) -> Answer:
+        """Memory after the load of `key`, its first inference and all `inferences`; or of all that a model needs, without one."""
         if key is None:
+            self._runtime(runtime).prepare(options or {})
             self._read(inputs)
-        else:
-            loaded = self._loaded[key]
-            feeds = self._feeds(loaded, inputs)
-            for index in range(inferences):
-                loaded.run(feeds[index % len(feeds)])
-        return footprint(), b""
+            return {**footprint(), "model_file_bytes": 0}, b""
+        loaded = self._loaded[key]
+        feeds = self._feeds(loaded, inputs)
+        readings = [footprint()]
+        for index in range(max(1, inferences)):
+            loaded.run(feeds[index % len(feeds)])
+            if index in (0, inferences - 1):
+                readings.append(footprint())
+        largest = {name: max(reading[name] for reading in readings) for name in readings[0]}
+        return {**largest, "model_file_bytes": mapped_bytes(loaded.path)}, b""
+
+    def spend(self, key: str, inputs: str, duration_ns: int, rate_per_s: float | None) -> Answer:
+        """Inferences for a time; gives `marks`: moments, and how many had ended."""
+        loaded = self._loaded[key]
+        feeds = self._feeds(loaded, inputs)
+        return {"marks": _typed(loaded.runtime, lambda: spending.spend(loaded.bound.run, feeds, duration_ns, rate_per_s))}, b""
 
     def evaluate(self, key: str, shards: list[str], outputs: str, golden: str, **how: Any) -> Answer:
         """Runs every sample of `shards`; writes reduced outputs and golden samples as tensor packs; gives `n`."""
@@ -151,11 +182,25 @@ class Bench:
                 ) from error
         return self._shard[1]
 
+    def _lane(self, key: str, inputs: str) -> Lane:
+        loaded = self._loaded[key]
+        return Lane(loaded.bound.run, self._feeds(loaded, inputs), loaded.bound.batch_axes())
+
     def _feeds(self, loaded: _Loaded, path: str) -> list[Feeds]:
         feeds = loaded.bound.feeds(self._read(path))
         if not feeds:
             raise RuntimeFailure(FailureKind.IO_CHANGED, f"inputs {Path(path).name} hold no samples")
         return feeds
+
+
+def longest(operators: Sequence[OperatorTime], most: int = _MOST_OPERATORS) -> list[OperatorTime]:
+    """The longest first; what is beyond `most` is one row for each provider, so that no time is lost."""
+    ordered = sorted(operators, key=lambda o: (-o.mean_ns, o.name))
+    kept, rest = ordered[:most], ordered[most:]
+    for provider in sorted({o.provider for o in rest}):
+        mine = [o for o in rest if o.provider == provider]
+        kept.append(OperatorTime(f"({len(mine)} others)", "", provider, sum(o.mean_ns for o in mine), sum(o.calls for o in mine)))
+    return kept
 
 
 def _typed(runtime: Runtime, call: Callable[[], T]) -> T:

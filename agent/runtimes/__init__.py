@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgefarm.errors import UserError
-from edgefarm.model import FailureKind, Options, Scalar
+from edgefarm.model import FailureKind, OperatorTime, Options, Scalar
 
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory")
 
@@ -35,6 +36,23 @@ class RuntimeFailure(Exception):
     def __init__(self, kind: FailureKind, detail: str) -> None:
         super().__init__(detail)
         self.kind, self.detail = kind, detail
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What took the time in a model, by the library's own profiler; profiling slows it down.
+
+    Attributes:
+        operators: means over the inferences, in no order.
+        whole_ns: mean of a whole inference while it was profiled, from outside.
+        source: what told it.
+        unavailable: why the library tells no times; the rest is empty then.
+    """
+
+    operators: tuple[OperatorTime, ...] = ()
+    whole_ns: float = 0.0
+    source: str = ""
+    unavailable: str = ""
 
 
 class Model(Protocol):
@@ -65,6 +83,13 @@ class Model(Protocol):
         """
         ...
 
+    def profile(self, feeds: Sequence[dict[str, Array]], inferences: int) -> Profile:
+        """Time of each operator, over `inferences` runs (at least 1) with `feeds` in turn, after a few that are not counted.
+
+        Loads the model again with the library's profiler on, in place of the one that was loaded.
+        """
+        ...
+
     def close(self) -> None:
         """Frees what the model holds."""
         ...
@@ -88,6 +113,14 @@ class Runtime(Protocol):
         """The options of a candidate that is to run with `provider`."""
         ...
 
+    def requested(self, options: Options) -> str:
+        """The inverse: the execution provider or delegate that `options` ask for by name, empty where they leave it to the library."""
+        ...
+
+    def prepare(self, options: Options) -> None:
+        """Loads what any model with `options` needs besides itself, such as a device's plugin. Raises RuntimeFailure as `load` does."""
+        ...
+
     def load(self, path: Path, options: Options) -> Model:
         """Loads a model. Every runtime takes `threads`.
 
@@ -102,6 +135,21 @@ class Runtime(Protocol):
     def probe_model(self, folder: Path) -> Path:
         """A tiny model that any build of the library can run: `x: float32[2, 2] -> y = x @ x + 1`; `folder` is for what must be written."""
         ...
+
+
+WARM_UP = 2  # inferences before a profile's first: kernels are chosen and memory is laid out in those
+CUT_OFF_NS = 500  # what a profiler that counts whole microseconds leaves out of each reading, on average
+
+
+def in_turn(run: Callable[[dict[str, Array]], object], feeds: Sequence[dict[str, Array]], inferences: int, first: int = 0) -> float:
+    """Runs `inferences` times, from `feeds[first]` on; mean nanoseconds of one."""
+    spent = 0
+    for index in range(first, first + inferences):
+        fed = feeds[index % len(feeds)]
+        started = time.perf_counter_ns()
+        run(fed)
+        spent += time.perf_counter_ns() - started
+    return spent / inferences
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import collections
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from agent.runtimes import Array, RuntimeFailure, TensorSpec, is_out_of_memory, thread_count
-from edgefarm.model import FailureKind, Options, Scalar
+from agent.runtimes import CUT_OFF_NS, WARM_UP, Array, Profile, RuntimeFailure, TensorSpec, in_turn, is_out_of_memory, thread_count
+from edgefarm.model import FailureKind, OperatorTime, Options, Scalar
 
 # The wheel's telemetry starts a thread and writes below the home folder while it is imported: only this variable comes early enough.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -64,6 +65,16 @@ class OnnxModel:
             return dict(counts)
         return _profiled_placement(self._path, self._options, feeds)
 
+    def profile(self, feeds: Sequence[dict[str, Array]], inferences: int) -> Profile:
+        """From the trace of a session that profiles itself, per node after optimisation."""
+        del self._session
+        with tempfile.TemporaryDirectory() as folder:
+            self._session = _session(self._path, self._options, profile=str(Path(folder) / "profile"))
+            in_turn(self.run, feeds, WARM_UP)
+            whole_ns = in_turn(self.run, feeds, inferences, WARM_UP)
+            events = json.loads(Path(self._session.end_profiling()).read_text())
+        return Profile(operator_times(events), whole_ns, f"profiler of ONNX Runtime {ort.__version__}, in microseconds")
+
     def close(self) -> None:
         """Frees the session."""
         del self._session
@@ -88,6 +99,13 @@ class OnnxRuntime:
     def selection(self, provider: str) -> Options:
         """One option names it."""
         return {"execution_provider": provider}
+
+    def requested(self, options: Options) -> str:
+        """What the option names; ONNX Runtime gives nodes that it can't run there to the CPU without a word."""
+        return str(options.get("execution_provider", ""))
+
+    def prepare(self, options: Options) -> None:
+        """The import brought all of it."""
 
     def load(self, path: Path, options: Options) -> OnnxModel:
         """Opens `path`; external data is looked for beside it."""
@@ -173,3 +191,51 @@ def _profiled_placement(path: Path, options: Options, feeds: Mapping[str, Array]
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = {e["name"]: e["args"]["provider"] for e in events if e.get("cat") == "Node" and e.get("args", {}).get("provider")}
     return dict(collections.Counter(nodes.values()))
+
+
+def operator_times(events: Sequence[Mapping[str, Any]]) -> tuple[OperatorTime, ...]:
+    """Means by node, from the events of a trace (Chrome's trace format) without its first `WARM_UP` runs.
+
+    Readings are whole microseconds, cut off. A node that runs others (If, Loop, Scan) encloses their events: it is left with what it
+    took itself. Raises RuntimeFailure where the trace ends too early: the profiler keeps a million events.
+    """
+    runs = list(_runs(events))[WARM_UP:]
+    if not runs:
+        raise RuntimeFailure(FailureKind.UNSPECIFIED, "the profiler's trace holds no whole inference: the model has too many nodes for it")
+    spent: dict[tuple[str, str, str], float] = collections.defaultdict(float)
+    calls: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    for nodes in runs:
+        for node, own_ns in _own_times(nodes):
+            spent[node] += own_ns
+            calls[node] += 1
+    count = len(runs)
+    return tuple(OperatorTime(*node, spent[node] / count, max(1, round(calls[node] / count))) for node in calls)
+
+
+def _runs(events: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Node events of each inference: that of the whole comes after them."""
+    nodes: list[Mapping[str, Any]] = []
+    for event in events:
+        if event.get("cat") == "Node" and event.get("args", {}).get("provider"):
+            nodes.append(event)
+        elif event.get("name") == "model_run":
+            yield nodes
+            nodes = []
+
+
+def _own_times(nodes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, str, str], float]]:
+    """((name, kind, provider), nanoseconds without those of nodes inside it)."""
+    within: list[tuple[int, list[float]]] = []  # end of each event that is open, and what it took itself so far
+    found: list[tuple[tuple[str, str, str], list[float]]] = []
+    for event in sorted(nodes, key=lambda e: (e["ts"], e["dur"] > 0, -e["dur"])):  # one of no length is before what begins then
+        while within and within[-1][0] <= event["ts"]:
+            within.pop()
+        own = [1e3 * event["dur"] + CUT_OFF_NS]
+        if within:
+            within[-1][1][0] -= own[0]
+        within.append((event["ts"] + event["dur"], own))
+        arguments = event["args"]
+        kind = str(arguments.get("op_name", ""))
+        name = event["name"].removesuffix("_kernel_time") or f"{kind} {arguments.get('node_index', '')}".strip()
+        found.append(((name, kind, str(arguments["provider"])), own))
+    return ((node, max(0.0, own[0])) for node, own in found)

@@ -7,11 +7,12 @@ by itself, which `chosen` tells). Tuned for latency: one stream. It reads OpenVI
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.runtimes import Array, RuntimeFailure, TensorSpec, is_out_of_memory, thread_count
-from edgefarm.model import FailureKind, Options, Scalar
+from agent.runtimes import CUT_OFF_NS, WARM_UP, Array, Profile, RuntimeFailure, TensorSpec, in_turn, is_out_of_memory, thread_count
+from edgefarm.model import FailureKind, OperatorTime, Options, Scalar
 
 # Importing the library sends an event over the network and writes below the home folder, unless this package of its is missing:
 # then it takes stubs that do nothing. No setting of it comes early enough.
@@ -26,6 +27,7 @@ _DTYPES = {
     "f16": "float16", "f32": "float32", "f64": "float64", "boolean": "bool",
     **{f"{sign}{bits}": f"{'u' if sign == 'u' else ''}int{bits}" for sign in "iu" for bits in (8, 16, 32, 64)},
 }  # fmt: skip
+_VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")  # what ran where, and with how many threads, they do not tell
 _NOT_COMPUTED = ("Input", "Output", "Const")
 _UNSUPPORTED = (
     "opconversionfailure", "no translator found", "from unsupported opset", "doesn't contain the operation", "unsupported operation",
@@ -39,16 +41,10 @@ class OpenVinoModel:
     """One compiled model and its only request."""
 
     def __init__(self, core: ov.Core, path: Path, options: Options) -> None:
-        settings, self._device = _settings(core, options)
-        try:
-            model = core.read_model(str(path))
-            # Compiling merges tensors, and with them their names: only the model as it was read has those of the file.
-            self.inputs, self.outputs = (tuple(map(_spec, side)) for side in (model.inputs, model.outputs))
-            self._compiled = core.compile_model(model, self._device, settings)
-        except (RuntimeError, MemoryError) as error:
-            raise _load_failure(error) from error
+        self._core, self._path = core, path
+        self._settings, self._device = _settings(core, options)
+        self._compile(self._settings)
         self.chosen = _chosen_precision(self._compiled, self._device, options)
-        self._request = self._compiled.create_infer_request()
         self._feeds = [(index, spec.name) for index, spec in enumerate(self.inputs)]
         self._results = range(len(self.outputs))
 
@@ -70,9 +66,32 @@ class OpenVinoModel:
         kinds = [operation.get_rt_info()["layerType"].value for operation in operations]
         return {self._device: sum(kind not in _NOT_COMPUTED for kind in kinds)}
 
+    def profile(self, feeds: Sequence[dict[str, Array]], inferences: int) -> Profile:
+        """From the counters of a request whose model was compiled to have some, per operation as it runs."""
+        self.close()
+        self._compile({**self._settings, "PERF_COUNT": True})
+        in_turn(self.run, feeds, WARM_UP)
+        warm = _counted(self._request)
+        whole_ns = in_turn(self.run, feeds, inferences, WARM_UP)
+        spent = _counted(self._request)
+        if self._device == _DEFAULT_DEVICE:  # its counters are means of all inferences so far; those of others tell of the last one
+            spent = {at: later_mean(warm.get(at, 0.0), ns, inferences) for at, ns in spent.items()}
+        operators = tuple(OperatorTime(name, kind, self._device, ns, 1, how) for (name, kind, how), ns in spent.items())
+        return Profile(operators, whole_ns, f"performance counters of OpenVINO {ov.__version__.partition('-')[0]}, in microseconds")
+
     def close(self) -> None:
         """Frees the model."""
         del self._request, self._compiled
+
+    def _compile(self, settings: dict[str, Any]) -> None:
+        try:
+            model = self._core.read_model(str(self._path))
+            # Compiling merges tensors, and with them their names: only the model as it was read has those of the file.
+            self.inputs, self.outputs = (tuple(map(_spec, side)) for side in (model.inputs, model.outputs))
+            self._compiled = self._core.compile_model(model, self._device, settings)
+        except (RuntimeError, MemoryError) as error:
+            raise _load_failure(error) from error
+        self._request = self._compiled.create_infer_request()
 
 
 class OpenVino:
@@ -92,6 +111,15 @@ class OpenVino:
     def selection(self, provider: str) -> Options:
         """One option names it."""
         return {"device": provider}
+
+    def requested(self, options: Options) -> str:
+        """What the option names: a device takes a model as a whole, or refuses it."""
+        return str(options.get("device", ""))
+
+    def prepare(self, options: Options) -> None:
+        """Loads the plugin of the device, which comes with the first model otherwise."""
+        device = _settings(self._core, options)[1]
+        self._core.get_versions(device)
 
     def load(self, path: Path, options: Options) -> OpenVinoModel:
         """Opens `path`; weights of an .xml are looked for beside it."""
@@ -130,7 +158,27 @@ def _settings(core: ov.Core, options: Options) -> tuple[dict[str, Any], str]:
     return settings, device
 
 
+def later_mean(warm_ns: float, all_ns: float, inferences: int) -> float:
+    """Mean of the inferences after the warm-up: the middle of what it can be, given means with and without them.
+
+    Args:
+        warm_ns: mean of the `WARM_UP` ones.
+        all_ns: mean of those and `inferences` more; both within `CUT_OFF_NS`, and no time is below 0.
+    """
+    least = (all_ns - CUT_OFF_NS) * (WARM_UP + inferences) - (warm_ns + CUT_OFF_NS) * WARM_UP
+    most = (all_ns + CUT_OFF_NS) * (WARM_UP + inferences) - max(0.0, warm_ns - CUT_OFF_NS) * WARM_UP
+    return (max(0.0, least) + max(0.0, most)) / 2 / inferences
+
+
+def _counted(request: ov.InferRequest) -> dict[tuple[str, str, str], float]:
+    """(name, kind, kernel with its precision) -> nanoseconds, of what ran; the library cuts them off to microseconds."""
+    seen = [info for info in request.get_profiling_info() if info.status == ov.ProfilingInfo.Status.EXECUTED]
+    return {(info.node_name, info.node_type, info.exec_type): info.real_time.total_seconds() * 1e9 + CUT_OFF_NS for info in seen}
+
+
 def _known_device(core: ov.Core, value: Scalar) -> str:
+    if str(value).partition(":")[0] in _VIRTUAL:
+        raise RuntimeFailure(FailureKind.LOAD, f"device {value!r} chooses by itself: name one of {', '.join(core.available_devices)}")
     if value not in core.available_devices:
         raise RuntimeFailure(FailureKind.LOAD, f"device {value!r} is not here: OpenVINO finds {', '.join(core.available_devices)}")
     return str(value)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.runtimes import Array, RuntimeFailure, TensorSpec, is_out_of_memory, thread_count
+from agent.runtimes import Array, Profile, RuntimeFailure, TensorSpec, is_out_of_memory, thread_count
 from edgefarm.model import FailureKind, Options
 
 try:
@@ -73,6 +73,10 @@ class TfliteModel:
         taken = delegated(operators, delegates, set(self._results))
         return dict(collections.Counter(_XNNPACK if index in taken else _NONE for index in range(len(operators))))
 
+    def profile(self, feeds: Sequence[dict[str, Array]], inferences: int) -> Profile:
+        """Nothing: the profiler is in the library, but the interpreter of its Python package can't be given one."""
+        return Profile(unavailable=f"LiteRT {_VERSION} tells no times of operators to Python")
+
     def close(self) -> None:
         """Frees the interpreter."""
         del self._interpreter
@@ -109,6 +113,13 @@ class Tflite:
     def selection(self, provider: str) -> Options:
         """One option names it."""
         return {"delegate": provider}
+
+    def requested(self, options: Options) -> str:
+        """What the option names; a delegate leaves to the built-in kernels what it does not know."""
+        return str(options.get("delegate", ""))
+
+    def prepare(self, options: Options) -> None:
+        """The import brought all of it."""
 
     def load(self, path: Path, options: Options) -> TfliteModel:
         """Opens `path` and allocates its tensors."""

@@ -57,7 +57,9 @@ SENSORS: dict[str, str] = {
     "temperature": "agent.sensors.temperature",
     "frequency": "agent.sensors.frequency",
     "throttling": "agent.sensors.throttling",
+    "firmware": "agent.sensors.firmware",
     "power": "agent.sensors.power",
+    "rails": "agent.sensors.rails",
     "governor": "agent.sensors.governor",
 }
 ROOT = Path("/")

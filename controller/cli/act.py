@@ -11,7 +11,7 @@ import typer
 
 from controller.cli.connect import asking, chosen
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, verb
-from controller.report.candidate import utc
+from controller.report.times import utc
 from edgefarm.errors import UserError
 from edgefarm.model import Hold
 

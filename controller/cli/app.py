@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import act, connect, deploy, doctor, later, look, members, rollback, serve
+from controller.cli import act, bench, compare, connect, deploy, doctor, later, look, members, rollback, serve
 from edgefarm import __version__
 
 app = typer.Typer(
@@ -33,6 +33,8 @@ def _options(
 
 
 app.command("deploy")(deploy.deploy)
+app.command("bench")(bench.bench)
+app.command("compare")(compare.compare)
 app.command("devices")(look.devices)
 app.command("runs")(look.runs)
 app.command("show")(look.show)

@@ -15,7 +15,7 @@ from controller.client import Client
 from controller.config.enrolled import matches
 from controller.login import TOKEN_VARIABLE, connected, folder_of, log_in, renewed, write_pem
 from controller.looking import Look, RemoteLook, look_into
-from controller.report.candidate import utc
+from controller.report.times import utc
 from edgefarm.errors import NotFound, UserError
 
 DRIVING_PATIENCE_S = 600.0  # a driver waits out a restart of its controller, and a longer break

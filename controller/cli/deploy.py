@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from controller import preflight
+from controller import estimate, preflight
 from controller.cli.connect import DRIVING_PATIENCE_S
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, plain, report_width, verb
 from controller.config import Fleet
@@ -23,15 +23,12 @@ from controller.events import Events
 from controller.fleetplan import formats_expected
 from controller.hosted import Hosted, LocalDevice, driver_lock
 from controller.login import connected
-from controller.planner import CONTENDERS, FINALISTS, LAUNCHES, ROUND
+from controller.planner import FINALISTS, LAUNCHES, ROUND
 from controller.report import FORMS, render
 from controller.workload import Workload, load_workload
 from edgefarm.errors import StorageError, UserError
 from edgefarm.model import DeviceStatus
 
-# A launch of four contenders with a model of some milliseconds, when screened and when compared; accuracy and memory take one launch
-# of one contender each.
-_LAUNCH_S, _FULL_LAUNCH_S, _SINGLE_LAUNCHES = 1.3, 1.6, 2 * CONTENDERS
 _ROUGH = "rough: they take inferences to last some milliseconds, and leave optimising and rollout out; devices of one machine take turns"
 _PROVING_S = 120  # a slow board loads each runtime once
 _FETCHED = "fetched"  # of a state folder: what a running controller gave
@@ -57,7 +54,7 @@ def deploy(
     """
     if until not in UNTIL:
         raise UserError(f"--until {until}: not a phase; one of {', '.join(UNTIL)}")
-    allowed = _percent(allow_unreachable)
+    allowed = percent(allow_unreachable, "--allow-unreachable")
     if report is not None and report.exists() and not report.is_dir():
         raise UserError(f"--report {report}: not a folder; the report is written there in every form")
     loaded = fleet_of(fleet, controller)
@@ -67,7 +64,7 @@ def deploy(
     if dry_run:
         _print_plan(_enlisted(loaded, folder), workload, as_json=json_)
         return
-    with Events(events) as sink, _controlled(loaded, folder) as (fleet_, control):
+    with Events(events) as sink, controlled(loaded, folder) as (fleet_, control):
         document = Driver(fleet_, control, workload, folder, sink, allow_lost=allowed).drive(until, retry=retry)
     if report is not None:
         _write_report(document, report)
@@ -78,8 +75,12 @@ def deploy(
 
 
 @contextlib.contextmanager
-def _controlled(fleet: Fleet, folder: Path) -> Iterator[tuple[Fleet, Control]]:
-    """The fleet with all its devices, and what holds them: hosted here, or a running controller whose campaign is held meanwhile."""
+def controlled(fleet: Fleet, folder: Path, campaign: str = "") -> Iterator[tuple[Fleet, Control]]:
+    """The fleet with all its devices, and what holds them: hosted here, or a running controller, of which a campaign is held meanwhile.
+
+    Args:
+        campaign: default: the fleet's own.
+    """
     if fleet.controller is None:
         devices = [LocalDevice(t.name, t.runtimes, t.threads, t.labels) for t in fleet.targets]
         with Hosted(folder, devices) as hosted:
@@ -87,7 +88,7 @@ def _controlled(fleet: Fleet, folder: Path) -> Iterator[tuple[Fleet, Control]]:
         return
     with driver_lock(folder), connected(fleet.controller, folder / _FETCHED, DRIVING_PATIENCE_S) as client:
         known = enlisted(fleet, client.devices)
-        with client.driving(fleet.name):
+        with client.driving(campaign or fleet.name):
             yield known, client
 
 
@@ -118,13 +119,14 @@ def enlisted(fleet: Fleet, devices: Callable[[], Sequence[DeviceStatus]], pause:
     return found
 
 
-def _percent(text: str) -> float:
+def percent(text: str, option: str, most: float = 1.0) -> float:
+    """A share as typed, `10%`, as 0.1. Raises UserError beyond `most`."""
     try:
         share = float(text.removesuffix("%")) / 100
     except ValueError:
         share = -1.0
-    if not 0 <= share <= 1:
-        raise UserError(f"--allow-unreachable {text}: not a percentage such as 10%")
+    if not 0 <= share <= most:
+        raise UserError(f"{option} {text}: not a percentage such as 10%")
     return share
 
 
@@ -139,15 +141,16 @@ def _write_report(document: Mapping[str, Any], folder: Path) -> None:
 
 def _print_plan(fleet: Fleet, workload: Workload, *, as_json: bool) -> None:
     plans = make_plans(fleet, workload, formats_expected(fleet.targets))[: fleet.file.optimize.budget.variants]
+    measure = estimate.measuring(fleet.file)
     devices = []
     for target in fleet.targets:
         candidates = (len(plans) + 1) * len(target.options_threads)
         screening = -(-(candidates - 1) // FINALISTS)
-        seconds = min(fleet.file.measure.budget.minutes_per_device * 60, _rough_seconds(screening))
+        seconds = estimate.seconds(fleet.file, target, screening)
         devices.append({"name": target.name, "candidates": candidates, "screening_rounds": screening, "estimated_seconds": round(seconds)})
     if as_json:
         steps = [{"name": p.name, "steps": [{"pass": s.pass_name, "parameters": dict(s.parameters)} for s in p.steps]} for p in plans]
-        print(json.dumps({"campaign": fleet.name, "plans": steps, "devices": devices, "estimate": _ROUGH}))
+        print(json.dumps({"campaign": fleet.name, "plans": steps, "devices": devices, "measure": measure, "estimate": _ROUGH}))
         return
     print(f"{fleet.name}: {len(plans)} plans")
     for plan in plans:
@@ -158,8 +161,6 @@ def _print_plan(fleet: Fleet, workload: Workload, *, as_json: bool) -> None:
             f"{device['name']}: {device['candidates']} candidates: {device['screening_rounds']} screening rounds, then the best compared "
             f"over {ROUND} to {LAUNCHES} launches; roughly {device['estimated_seconds']} s of device time"
         )
+    for name, text in measure.items():
+        print(f"{name}: {text}")
     print(f"The times are {_ROUGH}.")
-
-
-def _rough_seconds(screening_rounds: int) -> float:
-    return screening_rounds * _LAUNCH_S + LAUNCHES * _FULL_LAUNCH_S + _SINGLE_LAUNCHES * _LAUNCH_S

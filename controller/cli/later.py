@@ -11,8 +11,6 @@ from edgefarm.errors import NotAvailable
 
 _VERBS = {
     "optimize": "variants only; 'deploy --until optimize' makes them",
-    "bench": "measure given files on the fleet; 'edge-agent bench MODEL' measures one on this machine",
-    "compare": "hold two variants, runs or versions against each other",
     "export": "the winners' files; 'report --format json' names them",
     "promote": "promote a canary",
     "pause": "pause a rollout",

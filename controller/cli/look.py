@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +13,10 @@ from rich.table import Table
 from controller import waits
 from controller.cli.connect import looking
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, plain, report_width, verb
+from controller.compare import forms as comparisons
 from controller.looking import Look, RemoteLook
 from controller.report import FORMS, caveat, render
-from controller.report.candidate import utc
+from controller.report.times import utc
 from edgefarm.errors import UserError
 from edgefarm.model import Capability, Run
 
@@ -100,7 +102,7 @@ def show(
     Example: controller show fashion@1
     """
     with looking(fleet, state, controller) as look:
-        found = _find(look, run)
+        found = find_run(look, run)
         orders, waiting = look.orders(found.name), look.waits(found.name)
     stages: dict[str, dict[str, int]] = {}
     for status in orders:
@@ -134,11 +136,20 @@ def report(
     if form not in FORMS:
         raise UserError(f"--format {form}: not a form; one of {', '.join(FORMS)}")
     with looking(fleet, state, controller) as look:
-        found = _find(look, run)
+        found = find_run(look, run)
         document = look.report(found)
     if not document:
         raise UserError(f"{found.name} has no report yet: it is {found.state}; 'controller deploy' goes on with it")
+    if document.get("kind") == "comparison":
+        print(plain(_comparison(document, "json" if json_ else form)), end="")
+        return
     print(plain(render(document, "json" if json_ else form, report_width())), end="")
+
+
+def _comparison(document: Mapping[str, Any], form: str) -> str:
+    if form not in comparisons.FORMS:
+        raise UserError(f"--format {form}: not a form of a comparison; one of {', '.join(comparisons.FORMS)}")
+    return comparisons.FORMS[form](document)
 
 
 def _capability(capability: Capability) -> dict[str, Any]:
@@ -151,7 +162,8 @@ def _capability(capability: Capability) -> dict[str, Any]:
     }
 
 
-def _find(look: Look | RemoteLook, name: str) -> Run:
+def find_run(look: Look | RemoteLook, name: str) -> Run:
+    """The run NAME@N, or the newest of campaign NAME. Raises UserError that names those that there are."""
     known = look.runs(name.partition("@")[0])
     found = [r for r in known if r.name == name or "@" not in name]
     if not found:

@@ -11,7 +11,7 @@ import typer
 from controller.cli.act import seconds
 from controller.cli.connect import asking
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, verb
-from controller.report.candidate import utc
+from controller.report.times import utc
 from controller.roles import OPERATOR, ROLES
 from edgefarm.errors import UserError
 

@@ -19,6 +19,11 @@ def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
     return all(labels.get(key) in ([value] if isinstance(value, str) else value) for key, value in selector.items())
 
 
+def told(selector: Selector) -> str:
+    """A selector as people write it: `board=pi-4|pi-5, room=lab`."""
+    return ", ".join(f"{key}={value if isinstance(value, str) else '|'.join(value)}" for key, value in selector.items())
+
+
 def runtimes(device: Device) -> tuple[str, ...]:
     """The runtimes that a device has proved."""
     return tuple(dict.fromkeys(c.runtime for c in device.capabilities if c.available))
@@ -80,7 +85,7 @@ def _too_few(entry: DeviceEntry, found: Sequence[Device], known: Sequence[Device
         near = difflib.get_close_matches(entry.name or "", names, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(names) or 'none'}"
         return f"no device '{entry.name}' is enrolled at {controller}; {hint}. One that has just enrolled is known once its agent runs"
-    asked = ", ".join(f"{key}={value if isinstance(value, str) else '|'.join(value)}" for key, value in entry.selector.items())
+    asked = told(entry.selector)
     matching = ", ".join(d.name for d in found) or "none"
     left_out = [s.device.name for s in known if matches(entry.selector, s.device.labels) and not _is_asked_for(entry, s.device)]
     hint = f"; emulated, so taken only with '{_EMULATED}: yes' in the selector: {', '.join(left_out)}" if left_out else ""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from controller.config import enrolled, lines
 from controller.config.availability import refuse_what_is_not_built
+from controller.config.measure import check_measure
 from controller.config.schema import Constraints, DeviceEntry, FleetFile, MetricFunction
 from edgefarm.digest import canonical_json, digest_file
 from edgefarm.errors import UserError
@@ -116,6 +117,8 @@ class Fleet:
         """
         content = self.file.model_dump(mode="json", exclude={"labels"})
         content["controller"] = None  # a run is where it is
+        if not self.file.measure.fails_on_fallback:
+            del content["measure"]["on_fallback"]  # a key that runs of earlier versions did not have
         files = {"model": digest_file(self.model), **{n: digest_file(p) for n, p in self.data.items()}}
         for name in inspect_model(self.model).files[1:]:
             files[f"model/{name}"] = digest_file(self.model.parent / name)
@@ -180,6 +183,7 @@ def load_fleet(path: Path, controller: str | None = None) -> Fleet:
         file = file.model_copy(update={"controller": controller})
     fleet = Fleet(document.path, file, document)
     refuse_what_is_not_built(file, document)
+    check_measure(file, document)
     enrolled.check_entries(file, document)
     _check_names(fleet)
     _check_files(fleet)

@@ -101,7 +101,7 @@ class ScenarioSection(Section):
 
     kind: Literal["paced", "offline", "sustained", "server"] = "paced"
     rate_per_s: Positive | None = None
-    batch_sizes: list[Annotated[int, Field(ge=1)]] | None = None
+    batch_sizes: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=1)] | None = None
     duration_s: Positive | None = None
 
 
@@ -119,8 +119,14 @@ class Measure(Section):
     live: Literal["wait", "pause", "share"] = "wait"
     window: str | None = None
     where: dict[str, str | list[str]] | None = None
+    on_fallback: Literal["flag", "fail"] = "flag"
     accept: Annotated[list[Literal["stable", "noisy", "throttled", "interfered", "unsteady"]], Field(min_length=1)] = [Verdict.STABLE.value]
     budget: MeasureBudget = MeasureBudget()
+
+    @property
+    def fails_on_fallback(self) -> bool:
+        """Whether nodes that ran elsewhere than asked for are a failure."""
+        return self.on_fallback == "fail"
 
 
 class Select(Section):

@@ -6,13 +6,17 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 from controller.evidence import Evidence, Group, Launch, Score, Scores
+from controller.report import measured
+from controller.report.measured import finite
+from controller.report.times import utc
 from controller.selection import Judgement
-from edgefarm.model import Conditions
-from edgefarm.statistics import Interval, percentile_floor
+from controller.verdicts import believed
+from edgefarm.model import Scenario
+
+__all__ = ["Origin", "candidate", "utc"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,19 @@ def candidate(judgement: Judgement, group: Group, evidence: Evidence, origin: Or
     """The JSON form of one judged candidate."""
     entry, key = judgement.entry, judgement.entry.key
     unavailable: dict[str, str] = {}
-    launches = evidence.launches.get(key, ())
+    launches, _ = believed(evidence.launches.get(key, ()), group.scenario.kind)
     screened = evidence.screened.get(key)
     seen: Sequence[Launch] = launches or ([screened] if screened else [])
-    document: dict[str, Any] = {
+    if not launches:
+        unavailable["regime"] = _not("compared", judgement)
+    placed, fallback = measured.placement(seen, evidence.profiles.get(key))
+    if placed is None:
+        unavailable["placement"] = "the runtime did not say which provider ran which node" if seen else _not("measured", judgement)
+    if fallback is None:
+        unavailable["fallback"] = "every node ran where it was asked to, or nothing was asked" if placed else unavailable["placement"]
+    elif fallback["time_share"] is None:
+        unavailable["fallback.time_share"] = "no profile was taken"
+    return {
         "variant": entry.variant,
         "note": entry.note,
         "runtime": entry.candidate.runtime,
@@ -41,25 +54,28 @@ def candidate(judgement: Judgement, group: Group, evidence: Evidence, origin: Or
         "lineage": [dict(step) for step in origin.lineage],
         "accuracy": _accuracy(evidence.scores.get(key), judgement, unavailable),
         "latency_ns": _latency(judgement, unavailable),
+        "throughput": _throughput(launches, judgement, unavailable),
+        "regime": measured.regimes([x.result for x in launches]) if launches else None,
         "screening": _screening(screened, judgement, unavailable),
         "speedup_vs_baseline": _speedup(judgement, unavailable),
         "load_ns": _load(judgement, unavailable),
-        "memory": _memory(key, evidence, unavailable),
-        "energy": None,
-        "placement": _placement(seen, judgement, unavailable),
-        "scenario": {"kind": "paced"},
+        "memory": measured.memory(evidence.memory.get(key), unavailable),
+        "energy": measured.energy(evidence.energy.get(key), seen, unavailable),
+        "placement": placed,
+        "fallback": fallback,
+        "profile": measured.profile(evidence.profiles.get(key), unavailable),
+        "scenario": measured.scenario(group.scenario),
         "verdict": _verdict(judgement, unavailable),
         "verdict_detail": judgement.verdict_detail,
-        "conditions": _conditions([x.conditions for x in seen]),
+        "launches_left_out": list(judgement.left_out),
+        "conditions": measured.conditions([x.conditions for x in seen]),
         **_measured(seen, judgement, unavailable),
         "unavailable": unavailable,
-        "reproduce": _reproduce(judgement, origin, unavailable),
+        "reproduce": _reproduce(judgement, group.scenario, origin, unavailable),
         "feasible": judgement.feasible,
         "rejected": judgement.rejected or None,
         "pareto": judgement.pareto,
     }
-    unavailable["energy"] = _no_energy(seen)
-    return document
 
 
 def _not(done: str, judgement: Judgement) -> str:
@@ -86,21 +102,6 @@ def _io(io: Any) -> dict[str, Any] | None:
     return {"inputs": side(io.inputs), "outputs": side(io.outputs)}
 
 
-def finite(value: float | None) -> float | None:
-    """`value`, or None where it is infinite or NaN: JSON has neither."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _ends(interval: Interval, sign: float = 1.0) -> list[float] | None:
-    return sorted([sign * interval.low, sign * interval.high]) if interval.known else None
-
-
-def _interval(interval: Interval, name: str, unavailable: dict[str, str]) -> dict[str, Any]:
-    if not interval.known:
-        unavailable[f"{name}.ci95"] = "one launch carries no interval"
-    return {"value": round(interval.value), "ci95": [round(e) for e in (_ends(interval) or [])] or None}
-
-
 def _accuracy(scores: Scores | None, judgement: Judgement, unavailable: dict[str, str]) -> dict[str, Any] | None:
     if scores is None:
         unavailable["accuracy"] = _not("evaluated", judgement)
@@ -121,7 +122,7 @@ def _score(score: Score, name: str, unavailable: dict[str, str]) -> dict[str, An
         "value": finite(score.value),
         "baseline": finite(score.baseline),
         "n": score.n,
-        "difference_ci95": _ends(score.difference) if score.difference else None,
+        "difference_ci95": measured.ends(score.difference) if score.difference else None,
         "resolvable_drop": finite(score.resolvable_drop),
         "samples_needed": score.samples_needed,
     }
@@ -137,26 +138,24 @@ def _score(score: Score, name: str, unavailable: dict[str, str]) -> dict[str, An
 
 
 def _latency(judgement: Judgement, unavailable: dict[str, str]) -> dict[str, Any] | None:
-    summary = judgement.latency
-    if summary is None:
+    if judgement.latency is None:
         unavailable["latency_ns"] = _not("compared", judgement)
         return None
-    document: dict[str, Any] = {"n": summary.n, "launches": summary.launches}
-    document["p50"] = _interval(summary.p50, "latency_ns.p50", unavailable)
-    for name, interval, q in (("p90", summary.p90, 0.9), ("p99", summary.p99, 0.99)):
-        document[name] = None if interval is None else _interval(interval, f"latency_ns.{name}", unavailable)
-        if interval is None:
-            unavailable[f"latency_ns.{name}"] = f"n = {summary.n}: at least {percentile_floor(q)} inferences are needed to state it"
-    document["disturbed"], document["left_out"] = summary.disturbed, summary.left_out
-    document["first_inference"] = _interval(summary.first_inference, "latency_ns.first_inference", unavailable)
-    return document
+    return measured.latency(judgement.latency, "latency_ns", unavailable)
+
+
+def _throughput(launches: Sequence[Launch], judgement: Judgement, unavailable: dict[str, str]) -> dict[str, Any] | None:
+    if not launches:
+        unavailable["throughput"] = _not("compared", judgement)
+        return None
+    return measured.throughput([x.result for x in launches], unavailable)
 
 
 def _load(judgement: Judgement, unavailable: dict[str, str]) -> dict[str, Any] | None:
     if judgement.latency is None:
         unavailable["load_ns"] = _not("compared", judgement)
         return None
-    return _interval(judgement.latency.load, "load_ns", unavailable)
+    return measured.estimate(judgement.latency.load, "load_ns", unavailable)
 
 
 def _verdict(judgement: Judgement, unavailable: dict[str, str]) -> str | None:
@@ -173,7 +172,7 @@ def _measured(launches: Sequence[Launch], judgement: Judgement, unavailable: dic
     return {
         "measured_on": launches[0].device if launches else None,
         "measured_on_all": sorted({x.device for x in launches}),
-        "measured_at": _utc(max(x.at_unix_ms for x in launches)) if launches else None,
+        "measured_at": utc(max(x.at_unix_ms for x in launches)) if launches else None,
     }
 
 
@@ -191,54 +190,10 @@ def _speedup(judgement: Judgement, unavailable: dict[str, str]) -> dict[str, Any
         return None
     if not judgement.speedup.known:
         unavailable["speedup_vs_baseline.ci95"] = "one launch carries no interval"
-    return {"ratio": judgement.speedup.value, "ci95": _ends(judgement.speedup)}
+    return {"ratio": judgement.speedup.value, "ci95": measured.ends(judgement.speedup)}
 
 
-def _memory(key: str, evidence: Evidence, unavailable: dict[str, str]) -> dict[str, Any] | None:
-    result = evidence.memory.get(key)
-    if result is None:
-        unavailable["memory"] = "measured for the baseline and the winner only, unless a limit or the objective is about memory"
-        return None
-    return {
-        "peak_rss_bytes": max(0, result.peak_rss_bytes - result.reference_peak_rss_bytes),
-        "pss_bytes": max(0, result.pss_bytes - result.reference_pss_bytes),
-        "runner_peak_rss_bytes": result.reference_peak_rss_bytes,
-    }
-
-
-def _placement(launches: Sequence[Launch], judgement: Judgement, unavailable: dict[str, str]) -> dict[str, int] | None:
-    placement = next((dict(x.result.placement) for x in reversed(launches) if x.result.placement), None)
-    if placement is None:
-        silent = "the runtime did not say which provider ran which node"
-        unavailable["placement"] = silent if launches else _not("measured", judgement)
-    return placement
-
-
-def _conditions(conditions: Sequence[Conditions]) -> dict[str, Any]:
-    if not conditions:
-        return {}
-    others = [c.others_cpu for c in conditions if c.others_cpu is not None]
-    steal = [c.steal for c in conditions if c.steal is not None]
-    traces: dict[str, dict[str, float]] = {}
-    for trace in (t for c in conditions for t in c.traces):
-        known = traces.setdefault(f"{trace.quantity}/{trace.source}", {"low": trace.low, "high": trace.high})
-        known["low"], known["high"] = min(known["low"], trace.low), max(known["high"], trace.high)
-    return {
-        "others_cpu": sum(others) / len(others) if others else None,
-        "steal": sum(steal) / len(steal) if steal else None,
-        "throttled": sorted({r for c in conditions for r in c.throttled}),
-        "traces": traces,
-        "settings": dict(conditions[-1].settings),
-        "unavailable": dict(conditions[-1].unavailable),
-    }
-
-
-def _no_energy(launches: Sequence[Launch]) -> str:
-    said = next((x.conditions.unavailable for x in launches), {})
-    return said.get("energy") or said.get("power_watts") or "no power sensor"
-
-
-def _reproduce(judgement: Judgement, origin: Origin, unavailable: dict[str, str]) -> str | None:
+def _reproduce(judgement: Judgement, scenario: Scenario, origin: Origin, unavailable: dict[str, str]) -> str | None:
     if not origin.file:
         unavailable["reproduce"] = "the file of this variant is not known any more; its digest is under 'artifact'"
         return None
@@ -247,13 +202,16 @@ def _reproduce(judgement: Judgement, origin: Origin, unavailable: dict[str, str]
     for name, value in sorted(candidate_.options.items(), key=lambda option: (option[0] != "threads", option[0])):
         text = str(value).lower() if isinstance(value, bool) else str(value)
         words += ["--threads", text] if name == "threads" else ["--option", f"{name}={text}"]
-    return shlex.join(words)
+    return shlex.join([*words, *_scenario_words(scenario)])
 
 
-def _utc(unix_ms: int) -> str:
-    return datetime.fromtimestamp(unix_ms / 1000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def utc(unix_ms: int) -> str | None:
-    """RFC 3339 in UTC, to the second; None for 0."""
-    return _utc(unix_ms) if unix_ms else None
+def _scenario_words(scenario: Scenario) -> list[str]:
+    """As `edge-agent bench` takes it; nothing for one inference after the other."""
+    words = ["--scenario", scenario.kind] if scenario.kind != "paced" else []
+    if scenario.rate_per_s is not None:
+        words += ["--rate", f"{scenario.rate_per_s:g}"]
+    if scenario.batch_sizes:
+        words += ["--batch-sizes", ",".join(map(str, scenario.batch_sizes))]
+    if scenario.duration_ns:
+        words += ["--duration", f"{scenario.duration_ns / 1e9:g}"]
+    return words

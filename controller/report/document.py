@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.evidence import Evidence, Group
-from controller.report.candidate import Origin, candidate, utc
+from controller.report.candidate import Origin, candidate
+from controller.report.measured import ratio
+from controller.report.times import utc
 from controller.selection import Choice
+from controller.verdicts import speedup
 from edgefarm import __version__
 from edgefarm.model import Artifact, DeploymentState, DeploymentStatus, Device, DeviceStatus, Failure, Run, Stage
 
@@ -77,6 +80,7 @@ def build(
 
 def _device(result: DeviceResult, origins: Mapping[str, Origin], not_built: Sequence[OptimizeFailure]) -> dict[str, Any]:
     device = result.status.device
+    unavailable: dict[str, str] = {}
     document: dict[str, Any] = {
         "name": device.name,
         "class": result.status.device_class,
@@ -86,6 +90,8 @@ def _device(result: DeviceResult, origins: Mapping[str, Origin], not_built: Sequ
         "caveat": caveat(device),
         "objective": result.group.objective,
         "constraints": dict(result.group.constraints),
+        "noise_floor": noise_floor(result.group, result.evidence, unavailable),
+        "unavailable": unavailable,
         "baseline": None,
         "winner": None,
         "reason": result.lost or (result.choice.reason if result.choice else "not measured"),
@@ -109,6 +115,15 @@ def _device(result: DeviceResult, origins: Mapping[str, Origin], not_built: Sequ
         reason = {"variant": winner, "stage": Stage.ACTIVATE.value, "kind": "ACTIVATION", "detail": result.deployment.reason}
         document["failures"].append(reason)
     return document
+
+
+def noise_floor(group: Group, evidence: Evidence, unavailable: dict[str, str]) -> dict[str, Any] | None:
+    """Two copies of the baseline against each other, in the launches of the comparison: what is called a difference must be more."""
+    if not evidence.control:
+        unavailable["noise_floor"] = "no launch held a second copy of the baseline"
+        return None
+    between = speedup(evidence.control, objective=group.objective)
+    return {**ratio(between, "noise_floor", unavailable), "launches": between.n}
 
 
 def _failure(variant: str, failure: Failure, stage: Stage) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class QueueEntry:
         touched: an attempt arrived since it was sent last.
         losses: how often its device's process was lost while working on it.
         sequence: grows with submission.
+        window: part of the day in which its launches may begin; empty: any time.
+        only_on: of its class, the devices that may take it; empty: any.
     """
 
     id: str
@@ -30,6 +32,8 @@ class QueueEntry:
     touched: bool
     losses: int
     sequence: int
+    window: str = ""
+    only_on: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -39,6 +40,7 @@ def add(connection: Connection, new: Sequence[Order]) -> None:
         {
             "id": o.id, "run": o.run, "device": o.device, "device_class": o.device_class, "state": OrderState.QUEUED.value,
             "sent_to": "", "touched": False, "losses": 0, "revision": revisions[o.run], "payload": to_bytes(o),
+            "window": o.window, "only_on": json.dumps(sorted(o.only_on)) if o.only_on else "",
         }
         for o in fresh.values()
     ]  # fmt: skip
@@ -56,11 +58,15 @@ def _known(connection: Connection, ids: Sequence[str]) -> set[str]:
 def queue(connection: Connection) -> list[QueueEntry]:
     """Orders that have not ended, by submission."""
     columns = (orders.c.id, orders.c.run, orders.c.device, orders.c.device_class, orders.c.state, orders.c.sent_to)
-    query = select(*columns, orders.c.touched, orders.c.losses, orders.c.sequence)
+    query = select(*columns, orders.c.touched, orders.c.losses, orders.c.sequence, orders.c.window, orders.c.only_on)
     rows = connection.execute(query.where(orders.c.state.in_([s.value for s in OPEN])).order_by(orders.c.sequence))
     return [
-        QueueEntry(r.id, r.run, r.device, r.device_class, OrderState(r.state), r.sent_to, r.touched, r.losses, r.sequence) for r in rows
-    ]
+        QueueEntry(
+            r.id, r.run, r.device, r.device_class, OrderState(r.state), r.sent_to, r.touched, r.losses, r.sequence, r.window,
+            frozenset(json.loads(r.only_on)) if r.only_on else frozenset(),
+        )
+        for r in rows
+    ]  # fmt: skip
 
 
 def one(connection: Connection, order_id: str) -> StoredOrder | None:

@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0004"  # the newest migration's id
+HEAD = "0005"  # the newest migration's id
 
 metadata = MetaData(
     naming_convention={
@@ -65,6 +65,8 @@ orders = Table(
     Column("losses", Integer, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    Column("window", String, nullable=False, server_default=""),
+    Column("only_on", String, nullable=False, server_default=""),  # JSON
 )
 
 attempts = Table(

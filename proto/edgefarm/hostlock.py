@@ -17,10 +17,19 @@ from pathlib import Path
 _POLL_S = 0.01
 
 
+_SHARED = Path("/run/lock")
+_NAME = "edgefarm-measure.lock"
+
+
 def default_path() -> Path:
-    """One file per machine, in a folder that every user may write to."""
-    folder = Path("/run/lock")
-    return (folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())) / "edgefarm-measure.lock"
+    """One file per machine.
+
+    A file that is there already, made at boot or at installation, is taken whoever owns it: on some systems only root may make files in
+    /run/lock, and a service's temporary folder is its own. Else one is made, in a folder that every user may write to.
+    """
+    shared = _SHARED / _NAME
+    usable = os.access(shared, os.R_OK) or os.access(_SHARED, os.W_OK)
+    return shared if usable else Path(tempfile.gettempdir()) / _NAME
 
 
 @contextlib.contextmanager
@@ -38,6 +47,8 @@ def _open(path: Path) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)  # enough to lock it
     except FileNotFoundError:
         # Only here: in a folder that all may write to, the kernel lets nobody create over another user's file (fs.protected_regular).
         descriptor = os.open(path, flags | os.O_CREAT, 0o666)

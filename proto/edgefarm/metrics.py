@@ -45,6 +45,7 @@ DEVICE_METRICS: Mapping[str, Metric] = {
     "edgefarm_trials_total": Metric("Attempts that ended since the agent started, by outcome.", ("outcome",)),
     "edgefarm_trial_latency_seconds": Metric("Latency of the contender measured last.", ("model", "stat")),
     "edgefarm_trial_memory_bytes": Metric("Peak RSS of the contender measured last.", ("model",)),
+    "edgefarm_trial_energy_joules": Metric("Energy above idle of one inference of the contender measured last.", ("model",)),
     "edgefarm_artifact_transfer_bytes_total": Metric("Bytes of artifacts that moved since the agent started.", ("direction",)),
     "edgefarm_deployment_rollbacks_total": Metric("Deployments that went back since the agent started.", ("reason",)),
     "edgefarm_deployment_info": Metric("What runs, always 1.", ("model", "variant", "runtime", "digest", "generation")),
@@ -58,6 +59,8 @@ DEVICE_METRICS: Mapping[str, Metric] = {
     "edgefarm_memory_total_bytes": Metric("Memory of the device."),
     "edgefarm_cpu_busy_seconds_total": Metric("CPU time spent, over all cores."),
     "edgefarm_cpu_steal_seconds_total": Metric("CPU time that the hypervisor took, over all cores."),
+    "edgefarm_power_watts": Metric("Power that a rail of the device takes.", ("rail",)),
+    "edgefarm_energy_joules_total": Metric("Energy that a rail took, by the hardware's own counter, which may wrap.", ("rail",)),
     "edgefarm_battery_charge_ratio": Metric("Charge of a battery, 0 to 1.", ("battery",)),
 }
 

@@ -1,41 +1,50 @@
-"""What measuring through edgefarm costs: the same model by our runner and by a bare script, and with an idle agent beside it or not.
+"""What measuring through edgefarm costs, in the time that an inference is said to take. Three ratios, each within one run:
 
-Launches are fresh processes in randomly interleaved order. Progress on stderr; the last line on stdout is one JSON object.
+* our bursts over a bare loop, on the very same session, in turn within one process;
+* a runner whose supervisor runs as always over one whose supervisor is stopped (SIGSTOP) while it measures, in turn with one runner;
+* launches with an idle agent beside them over launches without, in random order.
+
+Intervals are over fresh processes. Progress on stderr; the last line on stdout is one JSON object.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import math
+import os
 import platform
 import random
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agent.bench import Site, measure_latency
-from edgefarm.digest import digest_file
-from edgefarm.model import (
-    Artifact,
-    Candidate,
-    Contender,
-    FileEntry,
-    LatencyResult,
-    LatencyWork,
-    Limits,
-    Probed,
-    Scenario,
-)
-from edgefarm.statistics import ratio_interval
+from agent.bench import Site, measure_latency, scenarios
+from agent.bench.site import session
+from agent.given import candidate_of
+from agent.runner.lanes import Lane
+from agent.runner.mapping import Bound
+from agent.runner.process import RunnerProcess
+from agent.runtimes import load_runtime
+from edgefarm.model import Contender, LatencyResult, LatencyWork, Limits, Probed, Scenario, Stage
+from edgefarm.statistics import Interval, geometric_interval, ratio_interval
+from edgefarm.tensors import unpack
 from tests.fakes.controller import FakeController
 from tests.integration.agent_process import AgentProcess
 
-LAUNCHES, SECONDS = 12, 0.4
+LAUNCHES, PAIRS, BURST_NS = 12, 60, 20_000_000
+BLOCKS, BLOCK_NS = 12, 200_000_000
 MAKE = """
 import sys
 import numpy as np
@@ -54,74 +63,127 @@ graph = helper.make_graph(nodes, "small", [value("x", TensorProto.FLOAT, [1, 3, 
 save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), sys.argv[1])
 Path(sys.argv[2]).write_bytes(pack({"x": [random.standard_normal((1, 3, 48, 48)).astype(np.float32) for _ in range(4)]}))
 """
-BARE = """
-import statistics, sys, time
-import numpy as np
-import onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = options.inter_op_num_threads = 1
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-x = np.random.default_rng(0).standard_normal((1, 3, 48, 48)).astype(np.float32)
-seconds = float(sys.argv[2])
-end = time.perf_counter() + 0.1
-while time.perf_counter() < end:
-    session.run(None, {"x": x})
-samples, end = [], time.perf_counter() + seconds
-while time.perf_counter() < end:
-    started = time.perf_counter_ns()
-    session.run(None, {"x": x})
-    samples.append(time.perf_counter_ns() - started)
-print(statistics.median(samples))
-"""
 
 
-def bare(model: Path) -> float:
-    """Median ns of a script with onnxruntime alone."""
-    done = subprocess.run([sys.executable, "-c", BARE, str(model), str(SECONDS)], capture_output=True, text=True, check=True, timeout=120)
-    return float(done.stdout)
+def over_a_bare_loop(model: Path, shard: Path) -> float:
+    """Our bursts over bare ones, in turn on one session: median over pairs."""
+    loaded: Any = load_runtime("onnxruntime").load(model, {"threads": 1})
+    bound = Bound(loaded, None)
+    feeds = bound.feeds(unpack(shard))
+    lane, order, ratios = Lane(bound.run, feeds), random.Random(), []
+    bare_burst(loaded._session, feeds)
+    for _ in range(PAIRS):
+        taken: dict[str, float] = {}
+        for kind in order.sample(("ours", "bare"), 2):
+            taken[kind] = statistics.median(lane.burst(BURST_NS, 3)[0] if kind == "ours" else bare_burst(loaded._session, feeds))
+        ratios.append(taken["ours"] / taken["bare"])
+    return statistics.median(ratios)
 
 
-def ours(model: Path, shard: Path, launch: int, scratch: Path) -> float:
-    """Median ns of one launch of our runner."""
-    digest, size = digest_file(model), model.stat().st_size
-    candidate = Candidate(Artifact(digest, size, "onnx", (FileEntry(model.name, digest, size),)), "onnxruntime", {"threads": 1})
-    bursts = 8
-    work = LatencyWork((Contender("m", candidate),), Scenario(), "", (), bursts, int(SECONDS / bursts * 1e9))
-    outcome = measure_latency(work, launch, {"m": model}, shard, Limits(), Site(scratch, lock=scratch / "lock")).outcome
+def bare_burst(loaded: Any, feeds: Sequence[Mapping[str, Any]]) -> list[int]:
+    """What a user's own script would do."""
+    times: list[int] = []
+    begin = time.perf_counter_ns()
+    while time.perf_counter_ns() - begin < BURST_NS or len(times) < 3:
+        fed = feeds[len(times) % len(feeds)]
+        started = time.perf_counter_ns()
+        loaded.run(None, fed)
+        times.append(time.perf_counter_ns() - started)
+    return times
+
+
+def over_a_stopped_supervisor(model: Path, shard: Path) -> float:
+    """This process supervises one runner, and is stopped while that measures, or not, in turn: running over stopped, mean over pairs."""
+    logs = []
+    with tempfile.TemporaryDirectory() as scratch:
+        site = Site(Path(scratch), lock=Path(scratch) / "lock")
+        with session(site, Limits(), [model], [shard]) as measuring, measuring.runner() as runner:
+            measuring.load(runner, "m", candidate_of(model, "onnxruntime", {"threads": 1}), model)
+            for block in range(BLOCKS):
+                taken = {stop: block_ns(runner, shard, f"{block}", stop=stop) for stop in random.sample((True, False), 2)}
+                logs.append(math.log(taken[False] / taken[True]))
+    return math.exp(statistics.mean(logs))
+
+
+def block_ns(runner: RunnerProcess, shard: Path, seed: str, *, stop: bool) -> float:
+    """Median of one short launch of a runner that holds the model."""
+    work = LatencyWork((), Scenario(), "", (), 1, BLOCK_NS)
+    request = {"do": "launch", "keys": ["m"], "inputs": str(shard.absolute()), "plan": scenarios.plan(work, seed)}
+    # Stopped from when it has asked on until the runner is surely done; then it finds the answer waiting.
+    length = (BLOCK_NS + work.warmup_ns) / 1e9 + 0.2
+    waker = f"sleep 0.02; kill -STOP {os.getpid()}; sleep {length}; kill -CONT {os.getpid()}" if stop else f"sleep {length + 0.02}"
+    with subprocess.Popen(["/bin/sh", "-c", waker]):
+        reply = runner.call(request, Limits().run_ns, Stage.RUN)
+    return float(reply.body["contenders"]["m"]["p50_ns"])
+
+
+CHILDREN = {"ours": over_a_bare_loop, "supervisor": over_a_stopped_supervisor}
+
+
+def child(kind: str, model: Path, shard: Path) -> float:
+    """The ratio that a fresh process finds."""
+    command = [sys.executable, __file__, "--child", kind, str(model), str(shard)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+    return float(said)
+
+
+def launch_ns(model: Path, shard: Path, launch: int, folder: Path, *, beside: bool) -> float:
+    """Median of one whole launch, with an idle agent beside it or without."""
+    with contextlib.ExitStack() as held:
+        if beside:
+            farm = held.enter_context(FakeController(folder, heartbeat_ns=10**9))
+            held.enter_context(AgentProcess(farm.address, folder / "dev"))
+            if not farm.wait_hello().probed:
+                farm.wait(Probed)
+        work = LatencyWork((Contender("m", candidate_of(model, "onnxruntime", {"threads": 1})),), Scenario(), "", (-1,))
+        outcome = measure_latency(work, launch, {"m": model}, shard, Limits(), Site(folder, lock=folder / "lock")).outcome
     assert isinstance(outcome, LatencyResult), outcome
     assert outcome.contenders[0].failure is None, outcome.contenders[0].failure
     return float(outcome.contenders[0].p50_ns)
 
 
+def compare(model: Path, shard: Path, launches: int, folder: Path) -> dict[str, Any]:
+    """All three, launch by launch."""
+    ratios: dict[str, list[float]] = {kind: [] for kind in CHILDREN}
+    beside: dict[bool, list[float]] = {True: [], False: []}
+    for launch in range(launches):
+        for kind, found in ratios.items():
+            found.append(child(kind, model, shard))
+        for agent in random.Random(launch).sample((True, False), 2):
+            beside[agent].append(launch_ns(model, shard, launch, folder, beside=agent))
+        last = ", ".join(f"{kind} {found[-1]:.4f}" for kind, found in ratios.items())
+        print(f"{launch + 1} of {launches}: {last}, idle agent {beside[True][-1] / beside[False][-1]:.4f}", file=sys.stderr, flush=True)
+    return {
+        **_row("p50_ratio", geometric_interval(ratios["ours"])), **_row("supervisor_p50_ratio", geometric_interval(ratios["supervisor"])),
+        **_row("idle_agent_p50_ratio", ratio_interval(beside[True], beside[False])),
+    }  # fmt: skip
+
+
+def _row(name: str, found: Interval) -> dict[str, Any]:
+    return {name: round(found.value, 4), f"{name}_ci95": [round(found.low, 4), round(found.high, 4)] if found.known else None}
+
+
 def main() -> None:
-    order = random.Random(0)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--launches", type=int, default=LAUNCHES, help=f"fresh processes of each kind ({LAUNCHES})")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, model, shard = options.child
+        print(CHILDREN[kind](Path(model), Path(shard)))
+        return
     with tempfile.TemporaryDirectory() as base:
         folder = Path(base)
-        model, shard = folder / "small.onnx", folder / "shard.npz"
-        subprocess.run([sys.executable, "-c", MAKE, str(model), str(shard)], check=True, timeout=120)
-        times: dict[str, list[float]] = {"bare": [], "ours": [], "attached": []}
-        for launch in range(LAUNCHES):
-            for kind in order.sample(list(times), len(times)):
-                with contextlib.ExitStack() as held:
-                    if kind == "attached":
-                        farm = held.enter_context(FakeController(folder, heartbeat_ns=10**9))
-                        held.enter_context(AgentProcess(farm.address, folder / "dev"))
-                        if not farm.wait_hello().probed:
-                            farm.wait(Probed)
-                    times[kind].append(bare(model) if kind == "bare" else ours(model, shard, launch, folder))
-            last = ", ".join(f"{kind} {values[-1] / 1e3:.1f}" for kind, values in times.items())
-            print(f"launch {launch + 1} of {LAUNCHES}, us: {last}", file=sys.stderr, flush=True)
-    ratio, supervisor = ratio_interval(times["ours"], times["bare"]), ratio_interval(times["attached"], times["ours"])
-    result = {
-        "p50_ratio": round(ratio.value, 4),
-        "p50_ratio_ci95": [round(ratio.low, 4), round(ratio.high, 4)],
-        "supervisor_p50_ratio": round(supervisor.value, 4),
-        "supervisor_p50_ratio_ci95": [round(supervisor.low, 4), round(supervisor.high, 4)],
-        "n": LAUNCHES,
-        "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",
-        "command": "make bench-overhead",
-    }
-    print(json.dumps(result))
+        subprocess.run([sys.executable, "-c", MAKE, str(folder / "small.onnx"), str(folder / "shard.npz")], check=True, timeout=120)
+        found = compare(folder / "small.onnx", folder / "shard.npz", options.launches, folder)
+    machine = f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}"
+    command = f"make bench-overhead (--launches {options.launches})"
+    print(json.dumps({**found, "n": options.launches, "machine": machine, "command": command}))
 
 
 if __name__ == "__main__":

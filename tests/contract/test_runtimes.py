@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.runtimes import RUNTIMES, Library, Model, Runtime, RuntimeEntry, RuntimeFailure, is_installed, load_runtime, missing
+from agent.runtimes import RUNTIMES, Library, Model, Profile, Runtime, RuntimeEntry, RuntimeFailure, is_installed, load_runtime, missing
 from edgefarm.errors import UserError
 from edgefarm.model import FailureKind, Options
 from tests import zoo
@@ -198,6 +198,42 @@ def test_placement_counts_nodes_by_provider(runtime: Runtime, dense: Model) -> N
     assert placement
     assert all(count > 0 for count in placement.values())
     assert set(placement) <= set(runtime.providers())
+
+
+def test_the_options_of_a_provider_ask_for_it(runtime: Runtime, tmp_path: Path) -> None:
+    for provider in (*runtime.providers(), "NoSuchProvider"):
+        assert runtime.requested({**runtime.selection(provider), "threads": 1}) == provider
+    assert runtime.requested({"threads": 1}) == ""
+
+
+def test_preparing_checks_options_and_can_be_done_again(runtime: Runtime) -> None:
+    for provider in (*runtime.providers(), *runtime.providers()):
+        runtime.prepare({**runtime.selection(provider), "threads": 1})
+    assert runtime.providers()
+
+
+@pytest.mark.parametrize(("name", "model_name"), _cases("models"))
+def test_a_profile_tells_times_or_why_not(name: str, model_name: str, runtime: Runtime, tmp_path: Path) -> None:
+    path = FACTORIES[name].models[model_name](tmp_path)
+    samples = FACTORIES[name].samples(path)
+    feeds = [{key: values[index] for key, values in samples.items()} for index in range(2)]
+    model = runtime.load(path, {"threads": 1})
+    expected = [np.array(value) for value in model.run(feeds[0])]
+    profile = model.profile(feeds, 3)
+    if profile.unavailable:
+        assert profile == Profile(unavailable=profile.unavailable)
+    else:
+        assert profile.source
+        assert profile.operators
+        assert profile.whole_ns > 0
+        assert all(o.mean_ns >= 0 and o.calls >= 1 and o.kind for o in profile.operators)
+        assert {o.provider for o in profile.operators} <= set(runtime.providers())
+        assert sum(o.mean_ns for o in profile.operators) > 0
+        keys = [(o.name, o.kind, o.provider, o.kernel) for o in profile.operators]
+        assert len(keys) == len(set(keys))
+    model.reset()
+    assert all(np.array_equal(a, b) for a, b in zip(expected, model.run(feeds[0]))), "a profile leaves the model as it was"
+    model.close()
 
 
 def test_the_first_provider_is_the_default(name: str, runtime: Runtime, dense: Model, tmp_path: Path) -> None:

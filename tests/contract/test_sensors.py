@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.sensors import SENSORS, Absent, Observation, Reading, Setting, collect, collect_by_sensor, load_sensor
-from tests.fixtures.trees import BARE, LAPTOP, PI4, VIRTUAL, plant
+from tests.fixtures.trees import BARE, LAPTOP, ORIN, PI4, PI5, RK3588, VIRTUAL, plant
 
 # sensor -> all quantities that it gives, or says are absent, everywhere
 GIVES: dict[str, set[str]] = {
@@ -18,13 +18,15 @@ GIVES: dict[str, set[str]] = {
     "memory": {"memory_total_bytes", "memory_available_bytes", "swap_free_bytes"},
     "disk": {"disk_free_bytes", "disk_total_bytes"},
     "temperature": {"temperature_celsius"},
-    "frequency": {"frequency_hertz", "frequency_limit_hertz"},
-    "throttling": {"throttled", "throttle_events_total"},
+    "frequency": {"frequency_hertz", "frequency_limit_hertz", "frequency_max_hertz"},
+    "throttling": {"throttled", "throttled_before", "throttle_events_total", "cooling_ratio"},
+    "firmware": {"throttled", "throttled_before"},
     "power": {"power_source", "battery_charge_ratio"},
+    "rails": {"power_watts", "energy_joules_total"},
     "governor": {"governor", "frequency_driver", "power_profile", "boost"},
 }
-TREES = {"pi4": PI4, "laptop": LAPTOP, "virtual": VIRTUAL, "bare": BARE}
-UNITS = ("_total", "_bytes", "_celsius", "_hertz", "_ratio", "_1m")
+TREES = {"pi4": PI4, "pi5": PI5, "orin": ORIN, "rk3588": RK3588, "laptop": LAPTOP, "virtual": VIRTUAL, "bare": BARE}
+UNITS = ("_total", "_bytes", "_celsius", "_hertz", "_ratio", "_1m", "_watts")
 
 
 def test_every_row_of_the_table_has_its_contract() -> None:
@@ -43,7 +45,7 @@ def test_contract(name: str, tree: str, tmp_path: Path) -> None:
         elif isinstance(observation, Setting):
             assert observation.value
         else:
-            assert observation.quantity.endswith(UNITS) or observation.quantity == "throttled"
+            assert observation.quantity.endswith(UNITS) or observation.quantity.startswith("throttled")
     numbers = [(o.quantity, o.source) for o in found if isinstance(o, Reading)]
     assert len(numbers) == len(set(numbers)), "two readings of one name cannot be told apart"
 
@@ -94,7 +96,82 @@ def test_pi4_values(tmp_path: Path) -> None:
         "firmware: throttled by firmware": 1.0,
         "firmware: soft temperature limit": 0.0,
     }
+    assert _numbers(PI4, tmp_path, "throttled_before") == {
+        "firmware: under-voltage": 1.0,
+        "firmware: frequency capped": 0.0,
+        "firmware: throttled by firmware": 1.0,
+        "firmware: soft temperature limit": 0.0,
+    }
+    assert _numbers(PI4, tmp_path, "cooling_ratio") == {"cpufreq-cpu0#0": 2 / 13}
     assert _settings(PI4, tmp_path) == {"governor": "ondemand", "frequency_driver": "cpufreq-dt"}
+
+
+def test_pi5_values(tmp_path: Path) -> None:
+    assert _numbers(PI5, tmp_path, "throttled") == {"rpi_volt: under-voltage": 1.0}
+    assert _numbers(PI5, tmp_path, "temperature_celsius") == {"cpu-thermal": 61.7, "cpu_thermal/temp1": 61.7}
+
+
+def test_orin_values(tmp_path: Path) -> None:
+    assert _numbers(ORIN, tmp_path, "throttled") == {"cooling: cpu-throttle-alert#0": 0.0, "cooling: devfreq-17000000.gpu#2": 0.0}
+    assert _numbers(ORIN, tmp_path, "throttle_events_total") == {"over-current: oc1": 0.0, "over-current: oc3": 12.0}
+    assert _numbers(ORIN, tmp_path, "frequency_max_hertz")["cpu5"] == 1510.4e6
+
+
+def test_cores_of_one_policy_share_its_files(tmp_path: Path) -> None:
+    policy = tmp_path / "sys/devices/system/cpu/cpufreq/policy0"
+    plant({"sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq": "1400000\n"}, tmp_path)
+    for number in range(4):
+        core = tmp_path / f"sys/devices/system/cpu/cpu{number}"
+        core.mkdir()
+        (core / "cpufreq").symlink_to(policy)
+    found = load_sensor("frequency").read(tmp_path)
+    assert [o for o in found if isinstance(o, Reading)] == [Reading("frequency_hertz", f"cpu{n}", 1.4e9) for n in range(4)]
+
+
+_REASONS = ("under-voltage", "frequency capped", "throttled by firmware", "soft temperature limit")
+
+
+@pytest.mark.parametrize(
+    ("answer", "now", "before"),
+    [
+        ("0x50005", (1, 0, 1, 0), (1, 0, 1, 0)),
+        ("0x0", (0, 0, 0, 0), (0, 0, 0, 0)),
+        ("0xa0008", (0, 0, 0, 1), (0, 1, 0, 1)),
+    ],
+)
+def test_vcgencmd_is_asked_where_the_kernel_does_not_tell(
+    tmp_path: Path, answer: str, now: tuple[int, ...], before: tuple[int, ...]
+) -> None:  # fmt: skip
+    found = load_sensor("firmware").read(_vcgencmd(tmp_path, f"echo throttled={answer}"))
+    for quantity, flags in (("throttled", now), ("throttled_before", before)):
+        told = {o.source: o.value for o in found if isinstance(o, Reading) and o.quantity == quantity}
+        assert told == {f"firmware: {reason}": float(flag) for reason, flag in zip(_REASONS, flags)}
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo VCHI initialization failed; exit 255", "VCHI initialization failed"),
+        ("echo error=1 error_msg=Command not registered", "error=1"),
+        ("exit 3", "exit status 3"),
+    ],
+)
+def test_a_vcgencmd_that_fails_is_absent_with_what_it_said(tmp_path: Path, script: str, reason: str) -> None:
+    (found,) = load_sensor("firmware").read(_vcgencmd(tmp_path, script))
+    assert isinstance(found, Absent)
+    assert reason in found.reason
+
+
+def test_vcgencmd_is_not_started_where_sysfs_tells(tmp_path: Path) -> None:
+    _vcgencmd(plant(PI4, tmp_path), f"touch {tmp_path}/started; echo throttled=0x0")
+    assert all(isinstance(o, Absent) for o in load_sensor("firmware").read(tmp_path))
+    assert not (tmp_path / "started").exists()
+
+
+def _vcgencmd(root: Path, script: str) -> Path:
+    plant({"usr/bin/vcgencmd": f'#!/bin/sh\n[ "$1" = get_throttled ] || exit 9\n{script}\n'}, root)
+    (root / "usr/bin/vcgencmd").chmod(0o755)
+    return root
 
 
 def test_laptop_values(tmp_path: Path) -> None:

@@ -76,6 +76,12 @@ class FakeHostileRuntime:
     def selection(self, provider: str) -> Options:
         return {}
 
+    def requested(self, options: Options) -> str:
+        return ""
+
+    def prepare(self, options: Options) -> None:
+        pass
+
     def load(self, path: Path, options: Options) -> FakeHostileModel:
         model = json.loads(path.read_text())
         return FakeHostileModel(model["deed"], model["target"], now=model["when"] == "load")

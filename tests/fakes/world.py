@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from controller.evidence import Entry, Evaluation, Evidence, Group, Score, Scores, fold
+from controller.evidence import CONTROL, Entry, Evaluation, Evidence, Group, Score, Scores, fold
 from controller.planner import next_step
 from edgefarm.model import (
     AccuracyResult,
@@ -14,7 +15,10 @@ from edgefarm.model import (
     Artifact,
     Attempt,
     Candidate,
+    Contender,
     ContenderResult,
+    EnergyResult,
+    EnergyWork,
     Failure,
     FailureKind,
     FileEntry,
@@ -25,6 +29,8 @@ from edgefarm.model import (
     OrderState,
     OrderStatus,
     Outcome,
+    ProfileResult,
+    ProfileWork,
     Reduction,
 )
 from edgefarm.statistics import Interval
@@ -77,7 +83,11 @@ class FakeWorld:
     answered: list[str] = field(default_factory=list)
 
     def truth(self, key: str) -> Truth:
-        return next(t for t in self.truths if entry(t).key == key)
+        return self._by_key[key]
+
+    @cached_property
+    def _by_key(self) -> dict[str, Truth]:
+        return {entry(t).key: t for t in self.truths}
 
     def answer(self, order: Order, device: str = "d1") -> None:
         self.answered.append(order.id)
@@ -88,15 +98,27 @@ class FakeWorld:
     def _outcome(self, order: Order, index: int) -> Outcome:
         work = order.work
         if isinstance(work, LatencyWork):
-            return LatencyResult(tuple(self._result(c.key, order.id, index) for c in work.contenders))
+            return LatencyResult(tuple(self._contender(c, order.id, index) for c in work.contenders))
         truth = self.truth(work.contender.key)
+        if isinstance(work, EnergyWork):
+            microjoules = truth.latency_ns / 1e3
+            return EnergyResult(
+                work.contender.key, microjoules, microjoules * 0.99, microjoules * 1.01, source="fake", idle_subtracted=True
+            )
+        if isinstance(work, ProfileWork):
+            return ProfileResult(work.contender.key, source="fake")
         if truth.failure is not None:
             return Failure(truth.failure, "as told")
         if isinstance(work, AccuracyWork):
             return AccuracyResult(work.contender.key, f"outputs:{truth.name}", f"golden:{truth.name}", 100)
         return MemoryResult(work.contender.key, 2**25 + truth.memory, 2**24 + truth.memory, 2**25, 2**24)
 
-    def _result(self, key: str, order: str, index: int) -> ContenderResult:
+    def _contender(self, contender: Contender, order: str, index: int) -> ContenderResult:
+        """The control arm runs what its candidate does, and meets noise of its own."""
+        result = self._result(contender.candidate.key, order, f"{index}/{contender.key}" if contender.key == CONTROL else str(index))
+        return replace(result, key=contender.key)
+
+    def _result(self, key: str, order: str, index: str) -> ContenderResult:
         truth = self.truth(key)
         if truth.failure is not None:
             return ContenderResult(key, failure=Failure(truth.failure, "as told"))

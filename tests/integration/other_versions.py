@@ -56,7 +56,7 @@ from edgefarm.model.trials import DreamWork
 """,
     "edgefarm/wire.py": """
 
-_ONEOF_OF["work"] = Union[model.LatencyWork, model.MemoryWork, model.AccuracyWork, model.DreamWork]
+_ONEOF_OF["work"] = Union[model.Work, model.DreamWork]
 _ONEOF_MEMBER[model.DreamWork] = "dream"
 _CONTROLLER_BODY[model.Praise] = "praise"
 _plain_agent, _plain_controller = encode_agent, encode_controller
@@ -148,7 +148,7 @@ class OtherVersion:
         if protocol < 1:  # as it never was: no version spoke less than 1
             self._edit("edgefarm/model/sessions.py", r"max\(1, PROTOCOL", "max(0, PROTOCOL")
         if features is not None:
-            self._edit("edgefarm/model/sessions.py", r"(?m)^(FEATURES: .*) = .*$", rf"\1 = {tuple(features)!r}")
+            self._edit("edgefarm/model/sessions.py", r"(?ms)^(FEATURES: [^=]*) = \(.*?\)$", rf"\1 = {tuple(features)!r}")
         if further:
             self._go_further()
 

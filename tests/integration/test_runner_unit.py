@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from agent import probe
-from agent.bench import Site, check_golden, measure_accuracy, measure_latency, measure_memory
+from agent.bench import Site, check_golden, measure_accuracy, measure_latency, measure_memory, measure_profile
 from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
 from agent.runner.unit import isolation
 from edgefarm.errors import Unreachable
@@ -32,9 +32,12 @@ from edgefarm.model import (
     Limits,
     MemoryResult,
     MemoryWork,
+    ProfileResult,
+    ProfileWork,
     Scenario,
     Stage,
 )
+from edgefarm.tensors import pack
 from tests import zoo
 from tests.fakes.service_manager import FakeServiceManager
 
@@ -95,8 +98,28 @@ def test_a_model_is_measured_whole(name: str, tmp_path: Path, place: Site, manag
     assert outcome.contenders[0].n >= 6
     memory = measure_memory(MemoryWork(contender, ""), path, shard, Limits(), place).outcome
     assert isinstance(memory, MemoryResult)
+    assert memory.peak_rss_bytes >= memory.private_bytes > memory.reference_private_bytes > 0
+    profile = measure_profile(ProfileWork(contender, "", 3), path, shard, Limits(), place).outcome
+    assert isinstance(profile, ProfileResult)
+    assert profile.operators
     assert len(manager.units) >= 2
     _ended(manager)
+
+
+def test_mapped_weights_are_told_through_handed_files(tmp_path: Path, place: Site) -> None:
+    pytest.importorskip("ai_edge_litert")
+    from tests import zoo_tflite
+
+    (tmp_path / "model").mkdir()
+    path = zoo_tflite.dense(tmp_path / "model", width=2**12)
+    shard = tmp_path / "inputs.npz"
+    shard.write_bytes(pack(zoo_tflite.samples(path)))
+    contender = _contender(path)
+    contender = replace(contender, candidate=replace(contender.candidate, runtime="tflite"))
+    for site in (place, replace(place, unit_socket=None)):
+        memory = measure_memory(MemoryWork(contender, ""), path, shard, Limits(), site).outcome
+        assert isinstance(memory, MemoryResult)
+        assert memory.model_file_bytes > 0
 
 
 def test_outputs_are_the_same_bytes_as_from_a_child(tmp_path: Path, place: Site, manager: FakeServiceManager) -> None:

@@ -28,6 +28,19 @@ room = "kitchen"
 
 [limits]
 memory_mib = 512
+
+[measure]
+cpus = "big"
+governor = "performance"
+start_below_celsius = 55
+start_wait_s = 30.5
+
+[power]
+source = "prometheus"
+rail = "wall"
+url = "http://127.0.0.1:9090"
+channel = 1
+query = "pdu_watts"
 """
 
 
@@ -40,7 +53,8 @@ def _load(folder: Path, text: str) -> AgentFile:
 def test_every_key_arrives(tmp_path: Path) -> None:
     assert _load(tmp_path, WHOLE) == AgentFile(
         "pi-kitchen", "unix:/run/farm.sock", Path("/data/edgefarm"), 2, ("onnxruntime",), {"room": "kitchen"}, 64 * 2**20,
-        "127.0.0.1:9477", Path("/run/edgefarm/runner.sock"), 512 * 2**20,
+        "127.0.0.1:9477", Path("/run/edgefarm/runner.sock"), 512 * 2**20, "big", "performance", 55.0, 30.5,
+        "prometheus", "wall", "http://127.0.0.1:9090", 1, "pdu_watts",
     )  # fmt: skip
     untouched = [f.name for f in dataclasses.fields(AgentFile) if getattr(_load(tmp_path, WHOLE), f.name) == getattr(AgentFile(), f.name)]
     assert untouched == []
@@ -75,6 +89,16 @@ def test_the_example_explains_every_key_and_its_lines_are_valid(tmp_path: Path) 
         ("[labels]\n\nroom = 3", r":1: labels: must be a table of texts"),
         ("labels = 3", r":1: labels: must be a table of texts"),
         ("limits = 3", r":1: limits: must be a table"),
+        ("measure = 3", r":1: measure: must be a table"),
+        ('[measure]\ncpus = "fast"', r":2: measure\.cpus: must be 'all', 'big', 'little' or a list of cores such as '0-3,6', got 'fast'"),
+        ("[measure]\ncpus = 3", r":2: measure\.cpus: must be a text"),
+        ('[measure]\ngovernor = "a/b"', r":2: measure\.governor: must be the name of a governor"),
+        ("[measure]\nstart_below_celsius = 500", r":2: measure\.start_below_celsius: must be 20 to 110 degrees Celsius, got 500"),
+        ("[measure]\nstart_wait_s = true", r":2: measure\.start_wait_s: must be 0 to 3600 seconds"),
+        ("[measure]\ncpu = 'all'", r":2: unknown key 'measure.cpu'; did you mean 'cpus'\?"),
+        ('[power]\nsource = "socket"', r":2: power\.source: must be one of hwmon, .*, prometheus, got 'socket'"),
+        ("[power]\nchannel = -1", r":2: power\.channel: must be the number of a socket, from 0, got -1"),
+        ("[power]\nurl = 3", r":2: power\.url: must be a text"),
         ("# [limits]\n[limits]\nmemory_mb = 3", r":3: unknown key 'limits.memory_mb'; did you mean 'memory_mib'\?"),
         ("[limits]\nmemory_mib = -3", r":2: limits\.memory_mib: must be a whole number"),
         ("name = 'a'\nname = 'b'", r": not TOML: Cannot overwrite"),

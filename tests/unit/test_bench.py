@@ -17,6 +17,7 @@ from edgefarm import hostlock
 from edgefarm.model import (
     AccuracyWork,
     Artifact,
+    BatchResult,
     Candidate,
     Contender,
     Failure,
@@ -44,6 +45,7 @@ class FakeRunners:
         self.misbehave: Callable[[dict[str, Any], list[str]], Failure | None] = lambda request, loaded: None
         self.not_finite: dict[str, int] = {}
         self.first_ns = 7
+        self.provider = ""
 
     def __call__(self, limits: Limits, scratch: Path, **how: Any) -> FakeRunner:
         self.asked.append([])
@@ -82,13 +84,17 @@ class FakeRunner:
 
     def load(self, key: str, **_: Any) -> Reply:
         self.loaded.append(key)
-        return Reply({"load_ns": 5, "chosen": {}, "inputs": [], "outputs": []})
+        return Reply({"load_ns": 5, "chosen": {}, "provider": self._parent.provider, "inputs": [], "outputs": []})
 
     def first(self, key: str, inputs: str) -> Reply:
         return Reply({"first_inference_ns": self._parent.first_ns, "not_finite": self._parent.not_finite.get(key, 0), "samples": 5})
 
     def launch(self, keys: list[str], inputs: str, plan: dict[str, Any]) -> Reply:
-        summary = {"n": 3, "mean_ns": 2.0, "p50_ns": 2, "p90_ns": 3, "p99_ns": 3, "warmup_inferences": 4, "burst_p50_ns": [2]}
+        summary = {
+            "n": 3, "mean_ns": 2.0, "p50_ns": 2, "p90_ns": 3, "p99_ns": 3, "warmup_inferences": 4, "burst_p50_ns": [2],
+            "regime": "flat", "unsettled": 1, "samples_per_s": 9.0,
+            "batches": [{"batch_size": size, "n": 3, "mean_ns": 2.0, "p50_ns": 2, "unavailable": ""} for size in plan["batch_sizes"]],
+        }  # fmt: skip
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **{key: np.array([1, 2, 3], np.uint64) for key in keys})
         return Reply({"contenders": dict.fromkeys(keys, summary)}, buffer.getvalue())
@@ -96,9 +102,14 @@ class FakeRunner:
     def placement(self, key: str, inputs: str) -> Reply:
         return Reply({"placement": {"CPUExecutionProvider": 12}})
 
-    def memory(self, key: str | None, inputs: str, inferences: int) -> Reply:
-        size = 100 if key is None else 150
-        return Reply({"peak_rss_bytes": size, "pss_bytes": size - 20})
+    def memory(self, key: str | None, inputs: str, inferences: int, runtime: str = "", options: Mapping[str, Any] | None = None) -> Reply:
+        assert (key is None) == (runtime == "onnxruntime")
+        size = 150 if key else 100 if len(self._parent.asked) > 1 else 70  # the very first one brings libraries into the page cache
+        return Reply({"peak_rss_bytes": size, "pss_bytes": size - 20, "private_bytes": size - 40, "model_file_bytes": 9 if key else 0})
+
+    def profile(self, key: str, inputs: str, inferences: int) -> Reply:
+        rows = [["c", "Conv", "CPUExecutionProvider", 5.5, 1, "f32"]]
+        return Reply({"operators": rows, "whole_ns": 7.5, "source": f"{inferences} runs", "unavailable": ""})
 
     def evaluate(self, outputs: str, golden: str, **_: Any) -> Reply:
         Path(outputs).write_bytes(b"outputs")
@@ -308,10 +319,73 @@ def test_io_travels_whole(runners: FakeRunners, place: Site) -> None:
 
 
 def test_a_scenario_of_a_later_version_is_refused(runners: FakeRunners, place: Site) -> None:
-    outcome = _measure(LatencyWork((_contender("a"),), Scenario("server", 5.0), "", (0,)), place).outcome
+    outcome = _measure(LatencyWork((_contender("a"),), Scenario("swarm", 5.0), "", (0,)), place).outcome
     assert isinstance(outcome, Failure)
-    assert "'server'" in outcome.detail
+    assert "'swarm'" in outcome.detail
     assert runners.asked == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        (Scenario("server"), "needs rate_per_s"),
+        (Scenario("paced", 0.0), "rate_per_s 0: must be above 0"),
+        (Scenario("server", float("nan")), "rate_per_s nan: must be above 0"),
+        (Scenario("offline", batch_sizes=(4, 0)), "batch sizes 4, 0: must be at least 1"),
+    ],
+)
+def test_a_load_that_makes_no_sense_is_refused(runners: FakeRunners, place: Site, scenario: Scenario, said: str) -> None:
+    outcome = _measure(LatencyWork((_contender("a"),), scenario, "", (0,)), place).outcome
+    assert isinstance(outcome, Failure)
+    assert said in outcome.detail
+    assert runners.asked == []
+
+
+def test_what_a_scenario_showed_is_in_the_result(runners: FakeRunners, place: Site) -> None:
+    found = _result(_measure(LatencyWork((_contender("a"),), Scenario("offline", batch_sizes=(1, 8)), "", (0,)), place)).contenders[0]
+    assert found.batches == (BatchResult(1, 3, 2.0, 2), BatchResult(8, 3, 2.0, 2))
+    assert (found.regime, found.unsettled, found.samples_per_s) == ("flat", 1, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "duration_ns", "more_ns"),
+    [
+        (Scenario(), 0, 0),
+        (Scenario("paced", 10.0), 0, 2 * 8 * 4 * 10**8),  # two contenders, eight bursts, three and one to discard, 0.1 s apart
+        (Scenario("offline", batch_sizes=(1, 8)), 0, 0),
+        (Scenario("sustained", duration_ns=60 * 10**9), 60 * 10**9, 2 * 2 * 60 * 10**9),
+        (Scenario("sustained"), 160_000_000, 2 * 2 * 160_000_000),
+        (Scenario("server", 1000.0), 160_000_000, 2 * 2 * 160_000_000),
+        (Scenario("server", 10.0), 6_400_000_000, 2 * 2 * 6_400_000_000),  # 64 requests
+        (Scenario("server", 10.0, duration_ns=10**9), 10**9, 2 * 2 * 10**9),
+    ],
+)
+def test_a_launch_gets_the_time_that_its_scenario_takes(
+    runners: FakeRunners, place: Site, scenario: Scenario, duration_ns: int, more_ns: int
+) -> None:
+    work = LatencyWork((_contender("a"), _contender("control")), scenario, "", (0,))
+    _measure(work, place, limits=Limits(run_ns=10**9))
+    request = runners.requests("launch")[0]
+    assert (request["plan"]["kind"], request["plan"]["duration_ns"]) == (scenario.kind, duration_ns)
+    assert request["timeout_ns"] == 10**9 + more_ns
+
+
+def test_the_same_artifact_may_be_there_twice(runners: FakeRunners, place: Site) -> None:
+    path = place.scratch / "a.onnx"
+    work = LatencyWork((_contender("a"), _contender("b"), _contender("control")), Scenario(), "", (0,))
+    models = {"a": path, "b": path, "control": path}
+    result = _result(measure_latency(work, 0, models, place.scratch.parent / "inputs.npz", Limits(), place))
+    assert _kinds(result) == dict.fromkeys(("a", "b", "control"))
+    assert sorted(r["key"] for r in runners.requests("load")) == ["a", "b", "control"]
+
+
+def test_a_silent_fallback_fails_where_the_order_says_so(runners: FakeRunners, place: Site) -> None:
+    runners.provider = "CUDAExecutionProvider"
+    flagged = _result(_measure(_work("a", "b"), place, 1)).contenders[0]
+    assert (flagged.provider, flagged.failure, flagged.placement) == ("CUDAExecutionProvider", None, {})
+    failed = _result(_measure(_work("a", "b", fail_on_fallback=True), place, 1)).contenders[0]
+    assert failed.failure is not None
+    assert (failed.failure.kind, "CUDAExecutionProvider" in failed.failure.detail) == (FailureKind.UNSUPPORTED_OP, True)
 
 
 def test_a_rate_reaches_the_schedule(runners: FakeRunners, place: Site) -> None:
@@ -321,9 +395,11 @@ def test_a_rate_reaches_the_schedule(runners: FakeRunners, place: Site) -> None:
 
 def test_memory_is_taken_from_two_fresh_runners(runners: FakeRunners, place: Site) -> None:
     measured = measure_memory(MemoryWork(_contender("a"), "", 9), place.scratch / "a.onnx", place.scratch / "i", Limits(), place)
-    assert measured.outcome == MemoryResult("a", 150, 130, 100, 80)
-    assert [[r["do"] for r in asked] for asked in runners.asked] == [["import", "memory"], ["import", "load", "memory"]]
-    assert [r["key"] for r in runners.requests("memory")] == [None, "a"]
+    assert measured.outcome == MemoryResult("a", 150, 130, 100, 80, 110, 60, None, "", 9)
+    assert "accelerator_bytes" not in measured.conditions.unavailable
+    assert [[r["do"] for r in asked] for asked in runners.asked] == [["import", "memory"]] * 2 + [["import", "load", "memory"]]
+    assert [r["key"] for r in runners.requests("memory")] == [None, None, "a"]
+    assert [r.get("options") for r in runners.requests("memory")] == [{"threads": 2}, {"threads": 2}, None]
 
 
 def test_a_failure_of_a_pass_is_its_outcome(runners: FakeRunners, place: Site) -> None:

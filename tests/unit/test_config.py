@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from controller.config import load_fleet
+from controller.config.measure import scenario_of, where_of
 from edgefarm.errors import FleetFileError, NotAvailable, UserError
+from edgefarm.model import Scenario
 
 GOOD = """\
 version: 1
@@ -111,6 +113,74 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "{path: model.onnx, alternatives: [evaluation.npz]}",
         "model.alternatives[0]: 'evaluation.npz' has no format that is known; a model ends in one of .onnx, .tflite, .xml",
     ),
+    "server without a rate": (
+        "select:",
+        "measure: {scenario: {kind: server}}\nselect:",
+        "edge.yaml:10: measure.scenario.kind: 'server' needs 'rate_per_s': requests per second that arrive",
+    ),
+    "sustained without an end": (
+        "select:",
+        "measure: {scenario: {kind: sustained}}\nselect:",
+        "measure.scenario.kind: 'sustained' needs 'duration_s': how long each launch runs",
+    ),
+    "batches where none are made": (
+        "select:",
+        "measure: {scenario: {batch_sizes: [1, 8]}}\nselect:",
+        "edge.yaml:10: measure.scenario.batch_sizes: 'paced' has no 'batch_sizes'; 'offline' has",
+    ),
+    "a rate where all is there": (
+        "select:",
+        "measure: {scenario: {kind: offline, rate_per_s: 3}}\nselect:",
+        "measure.scenario.rate_per_s: 'offline' has no 'rate_per_s'; 'paced' and 'server' have",
+    ),
+    "a duration where bursts decide": (
+        "select:",
+        "measure: {scenario: {kind: paced, duration_s: 3}}\nselect:",
+        "measure.scenario.duration_s: 'paced' has no 'duration_s'; 'sustained' and 'server' have",
+    ),
+    "batch sizes twice": (
+        "select:",
+        "measure: {scenario: {kind: offline, batch_sizes: [1, 8, 8]}}\nselect:",
+        "measure.scenario.batch_sizes: a batch size stands there twice: 1, 8, 8",
+    ),
+    "no batch sizes": (
+        "select:",
+        "measure: {scenario: {kind: offline, batch_sizes: []}}\nselect:",
+        "measure.scenario.batch_sizes: List should have",
+    ),
+    "a rate of none": (
+        "select:",
+        "measure: {scenario: {kind: server, rate_per_s: 0}}\nselect:",
+        "measure.scenario.rate_per_s: Input should be",
+    ),
+    "longer than the budget": (
+        "select:",
+        "measure: {scenario: {kind: sustained, duration_s: 200}}\nselect:",
+        "measure.budget.minutes_per_device: 5 minutes hold no launch of a candidate and the baseline, 200 s each: give more than 6.66667",
+    ),
+    "a throughput above the rate": (
+        "  constraints: {accuracy_drop: 0.01}",
+        "  constraints: {throughput_per_s: 31}\nmeasure: {scenario: {kind: server, rate_per_s: 30}}",
+        "edge.yaml:12: select.constraints.throughput_per_s: 31 is above measure.scenario.rate_per_s, 30: nothing reaches it",
+    ),
+    "a latency of batches": (
+        "select:",
+        "measure: {scenario: {kind: offline}}\nselect:",
+        "edge.yaml:12: select.objective: 'latency_p50': under 'offline' a latency is that of a whole batch",
+    ),
+    "no window": (
+        "select:",
+        'measure: {window: "at night"}\nselect:',
+        "measure.window: 'at night' is no part of the day",
+    ),
+    "an empty window": (
+        "select:",
+        'measure: {window: "22:00-22:00"}\nselect:',
+        "measure.window: '22:00-22:00' is empty: it ends",
+    ),
+    "a window past the day": ("select:", 'measure: {window: "22:00-24:30"}\nselect:', "measure.window: '22:00-24:30': a day ends at 24:00"),
+    "where nothing is named": ("select:", "measure: {where: {}}\nselect:", "measure.where: names no label"),
+    "another fallback": ("select:", "measure: {on_fallback: stop}\nselect:", "measure.on_fallback: Input should be 'flag' or 'fail'"),
     "runtimes left": ("threads: 1}}", "threads: 1}, runtimes: [tflite]}", "devices[0].runtimes: no runtime is left"),
 }
 
@@ -126,18 +196,67 @@ def test_a_mistake_is_named(folder: Path, name: str) -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("scenario", ["{kind: server, rate_per_s: 30}", "{kind: paced, rate_per_s: 30}"])
+def test_a_given_rate_is_no_objective(folder: Path, scenario: str) -> None:
+    text = GOOD.replace("objective: latency_p50", "objective: throughput") + f"measure: {{scenario: {scenario}}}\n"
+    with pytest.raises(FleetFileError, match=r"edge\.yaml:11: select\.objective: 'throughput' with rate_per_s 30: the rate is given"):
+        load_fleet(write(folder, text))
+
+
+def test_what_a_batch_takes_is_no_limit_of_a_device(folder: Path) -> None:
+    text = GOOD.replace("objective: latency_p50", "objective: throughput") + "measure: {scenario: {kind: offline, batch_sizes: [1, 8]}}\n"
+    with pytest.raises(FleetFileError, match=r"edge.yaml:9: devices\[1\].constraints.latency_p90_ms: under 'offline' a latency"):
+        load_fleet(write(folder, text))
+    fleet = load_fleet(write(folder, text.replace("latency_p90_ms: 80", "throughput_per_s: 80")))
+    assert scenario_of(fleet.file.measure.scenario) == Scenario("offline", batch_sizes=(1, 8))
+
+
+def test_an_objective_that_no_device_has_is_not_held_against_the_file(folder: Path) -> None:
+    """`select.objective` has a default; where each entry has its own, it is nobody's."""
+    text = GOOD.replace("local: {runtimes", "objective: memory, local: {runtimes").replace("latency_p90_ms", "size_mib")
+    fleet = load_fleet(write(folder, text + "measure: {scenario: {kind: offline}}\n"))
+    assert {t.objective for t in fleet.targets} == {"memory", "size"}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("{}", Scenario()),
+        ("{kind: paced, rate_per_s: 30}", Scenario("paced", 30.0)),
+        ("{kind: sustained, duration_s: 1.5}", Scenario("sustained", duration_ns=1_500_000_000)),
+        ("{kind: server, rate_per_s: 0.5, duration_s: 60}", Scenario("server", 0.5, duration_ns=60 * 10**9)),
+    ],
+)
+def test_scenarios_are_what_they_say(folder: Path, written: str, meant: Scenario) -> None:
+    fleet = load_fleet(write(folder, GOOD + f"measure: {{scenario: {written}}}\n"))
+    assert scenario_of(fleet.file.measure.scenario) == meant
+
+
+def test_energy_windows_and_places_may_be_asked_for(folder: Path) -> None:
+    text = GOOD.replace("objective: latency_p50", "objective: energy").replace("accuracy_drop: 0.01", "energy_mj: 3")
+    text += 'measure: {window: "22:00-05:00", where: {board: [pi-4, pi-5]}, on_fallback: fail}\n'
+    fleet = load_fleet(write(folder, text))
+    assert fleet.targets[0].objective == "energy"
+    assert fleet.targets[1].constraints.energy_mj == 3
+    assert (fleet.file.measure.window, fleet.file.measure.fails_on_fallback) == ("22:00-05:00", True)
+
+
+def test_where_names_devices_of_the_class_that_measure_for_it(folder: Path) -> None:
+    fleet = load_fleet(write(folder, GOOD + "measure: {where: {room: [lab, attic]}}\n"))
+    where = where_of(fleet.file, fleet.document)
+    assert where is not None
+    assert where.only_on({"b": {"room": "lab"}, "a": {"room": "attic"}, "c": {"room": "hall"}, "d": {}}) == ("a", "b")
+    with pytest.raises(FleetFileError, match=r"edge.yaml:13: measure.where: no device with room=lab\|attic is of the same class as c, d"):
+        where.only_on({"d": {}, "c": {"room": "hall"}})
+    bare = load_fleet(write(folder, GOOD))
+    assert where_of(bare.file, bare.document) is None
+
+
 LATER: dict[str, tuple[str, str, str]] = {
     "keras": ("model.onnx", "model.keras", "model.path: "),
     "torch": ("model.onnx", "model.py:make", "model.path: "),
     "train": ("evaluation.npz", "evaluation.npz\n  train: t.npz", "data.train: "),
-    "scenario": ("select:", "measure: {scenario: {kind: server}}\nselect:", "measure.scenario.kind: "),
-    "rate": ("select:", "measure: {scenario: {rate_per_s: 3}}\nselect:", "measure.scenario.rate_per_s: "),
     "live": ("select:", "measure: {live: pause}\nselect:", "measure.live: "),
-    "window": ("select:", 'measure: {window: "22:00-05:00"}\nselect:', "measure.window: "),
-    "where": ("select:", "measure: {where: {board: pi}}\nselect:", "measure.where: "),
-    "energy": ("objective: latency_p50", "objective: energy", "select.objective: energy"),
-    "energy limit": ("accuracy_drop: 0.01", "energy_mj: 3", "select.constraints.energy_mj: "),
-    "device energy": ("latency_p90_ms: 80", "energy_mj: 80", "devices[1].constraints.energy_mj: "),
     "per": ("objective: latency_p50", "objective: latency_p50\n  per: class", "select.per: "),
     "max_variants": ("objective: latency_p50", "objective: latency_p50\n  max_variants: 2", "select.max_variants: "),
     "serve": ("select:", "rollout: {activate: serve}\nselect:", "rollout.activate: "),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from controller.config.fleet import Target
+from controller.config.lines import Document
+from controller.config.measure import Where
 from controller.config.schema import Constraints
 from controller.evidence import Evaluation, Group
 from controller.fleetplan import Build, Setting, Unable, formats_expected, formats_run, group
-from edgefarm.model import Artifact, Capability, Device, DeviceStatus, FileEntry, Io, Reduction, TensorMap
+from edgefarm.errors import FleetFileError
+from edgefarm.model import Artifact, Capability, Device, DeviceStatus, FileEntry, Io, Reduction, Scenario, TensorMap
 
 SETTING = Setting("r@1", "m", "sha256:inputs", Evaluation((), Reduction()), None, ("stable",), 1)
 ORT = Capability("onnxruntime", "CPUExecutionProvider", "1", True, "", ("onnx",), {"execution_provider": "CPUExecutionProvider"})
@@ -117,3 +121,39 @@ def test_formats_before_any_device_has_spoken() -> None:
     target = Target("d", ("tflite",), 1, (1,), {}, "latency_p50", Constraints())
     assert formats_expected([target]) == {"tflite"}
     assert formats_expected([target, replace(target, runtimes=("openvino", "onnxruntime"), formats=("onnx",))]) == {"tflite", "onnx"}
+
+
+def three_devices(setting: Setting, **labels: dict[str, str]) -> list[Group]:
+    """Devices a and b of class c under different limits, and d of class e."""
+    devices = []
+    for name, device_class, constraints in (("a", "c", Constraints()), ("b", "c", Constraints(size_mib=1)), ("d", "e", Constraints())):
+        device = Device(name, name, "h", labels.get(name, {}), {"cpu": device_class}, (ORT,))
+        target = Target(name, ("onnxruntime",), 1, (1,), {}, "latency_p50", constraints)
+        devices.append((target, DeviceStatus(device, device_class, "ready")))
+    return group(SOURCE, (INT8,), devices, setting)[0]
+
+
+def where(**selector: str | list[str]) -> Where:
+    return Where(selector, Document(Path("edge.yaml"), None, {("measure", "where"): 7}))
+
+
+def test_devices_that_measure_for_their_class() -> None:
+    groups = three_devices(replace(SETTING, where=where(room=["lab", "roof"])), b={"room": "lab"}, d={"room": "roof"})
+    assert [(g.devices, g.only_on) for g in groups] == [(("a",), ("b",)), (("b",), ("b",)), (("d",), ("d",))]
+    assert [g.only_on for g in three_devices(SETTING)] == [(), (), ()]
+
+
+def test_a_class_of_which_none_measures_is_an_error() -> None:
+    message = r"edge.yaml:7: measure.where: no device with room=lab is of the same class as d: nothing could be measured for it"
+    with pytest.raises(FleetFileError, match=message):
+        three_devices(replace(SETTING, where=where(room="lab")), b={"room": "lab"})
+
+
+def test_one_power_sensor_serves_its_class() -> None:
+    assert [g.power for g in three_devices(SETTING, b={"power": "ina3221"}, d={"power": ""})] == [True, True, False]
+
+
+def test_what_the_file_says_of_measuring_reaches_every_group() -> None:
+    scenario = Scenario("server", 30.0, duration_ns=10**9)
+    for found in three_devices(replace(SETTING, scenario=scenario, window="22:00-05:00", fail_on_fallback=True)):
+        assert (found.scenario, found.window, found.fail_on_fallback) == (scenario, "22:00-05:00", True)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from controller import measuring as measuring_module
 from controller.artifacts import ArtifactStore
 from controller.events import Events
+from controller.evidence import Evidence, Group
 from controller.farm import Farm
 from controller.measuring import Measuring
+from controller.planner import Step, next_step
 from controller.scoring import Scoring
 from controller.store import SqlStore
 from edgefarm.errors import RunCancelled
-from tests.fakes.devices import FakeDevice
-from tests.fakes.world import Truth, make_group
+from edgefarm.model import DeviceStatus, Heartbeat
+from tests.fakes.devices import FakeClock, FakeDevice
+from tests.fakes.orders import a_device
+from tests.fakes.world import FakeWorld, Truth, make_group
 
 LONG_S = 60.0
 
@@ -86,3 +92,101 @@ def test_what_orders_wait_for_is_told_as_it_changes(farm: Farm) -> None:
     farm.cancel_run(run)
     measuring.join(LONG_S)
     assert ended
+
+
+class CountingFarm(Farm):
+    """A farm that says how often it was asked for its devices."""
+
+    looks = threading.Semaphore(0)
+
+    def devices(self) -> Sequence[DeviceStatus]:
+        found = super().devices()
+        self.looks.release()
+        return found
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_POLL_S", "_LOOK_EVERY_S", "LOST_AFTER_S", "COMES_WITHIN_S"):
+        monkeypatch.setattr(measuring_module, name, 0.01)
+
+
+@pytest.mark.usefixtures("quick")
+def test_nobody_is_given_up_by_day_who_measures_at_night(tmp_path: Path) -> None:
+    store, clock = SqlStore(":memory:"), FakeClock()
+    farm = CountingFarm(store, ArtifactStore(tmp_path / "artifacts"), clock=clock, wall=lambda: 1000)
+    device, events = FakeDevice(farm), FakeEvents()
+    device.attach()
+    device.say(Heartbeat(local_s=12 * 3600))
+    device.hang_up()
+    run = farm.open_run("world", "spec", "{}", "me", {}).name
+    group = make_group(
+        [Truth("source", 10**6), Truth("fast", 10**5)],
+        run=run, device_class=device.device.device_class, devices=("bench-1",), window="22:00-05:00",
+    )  # fmt: skip
+    measuring = Measuring(run, [group], farm, cast(Scoring, None), events)
+    thread = threading.Thread(target=measuring.run)
+    thread.start()
+    told = events.wait_for_waits(["window"])
+    assert told["text"] == "waits for bench-1: its window 22:00-05:00 is closed: it is 12:00 there"
+    assert told["waits"][0]["until"] == "1970-01-01T10:00:01Z"
+    for _ in range(20):
+        assert farm.looks.acquire(timeout=LONG_S)
+    assert thread.is_alive()
+    assert measuring.lost == {}
+    clock.now += 10 * 3600
+    farm.tick()
+    thread.join(LONG_S)
+    assert measuring.lost == {"bench-1": "its connection is gone"}, "now it is awaited"
+    assert [e["event"] for e in events.told].count("waits") == 2
+    store.close()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_class_whose_measuring_devices_are_lost_ends_with_the_reason(farm: Farm) -> None:
+    one, two = FakeDevice(farm, a_device("a", "h1")), FakeDevice(farm, a_device("b", "h2"))
+    one.attach()
+    two.attach()
+    two.hang_up()
+    run = farm.open_run("world", "spec", "{}", "me", {}).name
+    group = make_group(
+        [Truth("source", 10**6), Truth("fast", 10**5)], run=run, device_class=one.device.device_class, devices=("a", "b"), only_on=("b",)
+    )
+    measuring = Measuring(run, [group], farm, cast(Scoring, None), FakeEvents())
+    measuring.run()
+    assert measuring.lost == {
+        "a": "'measure.where' lets only b measure for its class, and that is lost",
+        "b": "its connection is gone",
+    }
+
+
+def test_where_energy_decides_and_nobody_can_tell_it_nothing_is_measured(farm: Farm) -> None:
+    run = farm.open_run("world", "spec", "{}", "me", {}).name
+    group = make_group([Truth("source", 10**6), Truth("fast", 10**5)], run=run, objective="energy")
+    measuring = Measuring(run, [group], farm, cast(Scoring, None), FakeEvents())
+    evidence = measuring.run()
+    assert (measuring.submitted, evidence[group.id].ended) == (0, frozenset())
+
+
+def test_orders_that_name_devices_are_those_devices_evidence(farm: Farm) -> None:
+    """A planner may order the same for each device of a class by name; each group sees its own."""
+    run = farm.open_run("world", "spec", "{}", "me", {}).name
+    world = FakeWorld([Truth("source", 10**6), Truth("fast", 10**5)])
+    group = make_group(world.truths, run=run, device_class="c1")
+    asked = []
+
+    def plan(group_: Group, evidence: Evidence) -> Step:
+        asked.append((group_.devices, dict(evidence.launches)))
+        return Step("done", ())
+
+    farm.submit([replace(next_step(group, Evidence()).orders[0], id=f"{run}/compare/{name}", device=name) for name in ("d1", "d2")])
+    for name in ("d1", "d2"):
+        device = FakeDevice(farm, replace(a_device(name, name), fingerprint={}))
+        device.attach()
+        order = farm.progress(run).orders[0 if name == "d1" else 1].order
+        world.answer(order, name)
+        device.say(*[replace(a, device=name) for a in world.orders[order.id].attempts])
+    for names in (("d1",), ("d2",)):
+        Measuring(run, [replace(group, devices=names)], farm, cast(Scoring, None), FakeEvents(), plan).run()
+    assert [devices for devices, _ in asked] == [("d1",), ("d2",)]
+    assert [{x.device for found in launches.values() for x in found} for _, launches in asked] == [{"d1"}, {"d2"}]

@@ -23,8 +23,21 @@ from controller.telemetry import Relay
 from edgefarm.digest import digest_bytes
 from edgefarm.errors import Busy, StorageError
 from edgefarm.metrics import DEVICE_METRICS, render
-from edgefarm.model import AgentBody, ContenderResult, Failure, FailureKind, Family, LatencyResult, MemoryResult, Series, Telemetry, Welcome
+from edgefarm.model import (
+    AgentBody,
+    ContenderResult,
+    EnergyResult,
+    Failure,
+    FailureKind,
+    Family,
+    LatencyResult,
+    MemoryResult,
+    Series,
+    Telemetry,
+    Welcome,
+)
 from tests.fakes.orders import a_device, a_hello
+from tests.fixtures.power import AGX_ORIN, RAPL
 from tests.fixtures.trees import BARE, LAPTOP, PI4, plant
 
 HOUR_NS = 3600 * 10**9
@@ -107,6 +120,18 @@ def test_counters_begin_with_zero_and_count(tmp_path: Path) -> None:
     assert series_of(after, "edgefarm_trial_latency_seconds") == {("net", "p50"): 0.002, ("net", "p90"): 0.003}
     assert series_of(after, "edgefarm_trial_memory_bytes") == {("net",): 3}
     assert series_of(after, "edgefarm_artifact_transfer_bytes_total") == {("fetch",): 10, ("push",): 0}
+
+
+def test_energy_of_the_last_trial_and_power_by_rail(tmp_path: Path) -> None:
+    counters = Counters()
+    counters.add_trial("net", EnergyResult("k", 1500.0))
+    counters.add_trial("other", EnergyResult("k", unavailable="no power sensor"))
+    root = plant({**AGX_ORIN, **RAPL}, tmp_path / "root")
+    families = page(tmp_path, counters, sensors=lambda: collect_by_sensor(root, ["rails"])).families()
+    assert series_of(families, "edgefarm_trial_energy_joules") == {("net",): 0.0015}
+    assert series_of(families, "edgefarm_power_watts")["hwmon/VDD_GPU_SOC",] == pytest.approx(3.92)
+    assert set(series_of(families, "edgefarm_energy_joules_total")) == {("rapl/package-0",), ("rapl/core-0",), ("rapl/dram-0",)}
+    assert series_of(families, "edgefarm_collector_success")["rails",] == 1
 
 
 def test_only_the_newest_models_are_remembered(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from agent.runtimes import RuntimeFailure
+from agent.runtimes import CUT_OFF_NS, WARM_UP, RuntimeFailure
 from edgefarm.model import FailureKind
 
 if importlib.util.find_spec("openvino") is None:
@@ -101,3 +103,12 @@ def test_the_probe_model_is_what_the_protocol_promises(tmp_path: Path) -> None:
     layers = [(layer.get("type"), layer.get("version")) for layer in net.iter("layer")]
     assert layers == [(kind, "opset1") for kind in ("Parameter", "MatMul", "Const", "Add", "Result")]
     assert np.frombuffer(path.with_suffix(".bin").read_bytes(), np.float32).tolist() == [1.0]
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=WARM_UP, max_size=WARM_UP), st.lists(st.integers(0, 50_000), min_size=1, max_size=30))
+def test_means_without_the_warm_up_are_as_exact_as_the_counters(warm: list[int], later: list[int]) -> None:
+    """Counters give means so far in microseconds, cut off; `_counted` adds half of one."""
+    counted = [sum(times) / len(times) // 1000 * 1000 + CUT_OFF_NS for times in (warm, warm + later)]
+    found = adapter.later_mean(*counted, len(later))
+    assert found > 0
+    assert abs(found - sum(later) / len(later)) <= CUT_OFF_NS * (2 * WARM_UP + len(later)) / len(later) + 1e-3

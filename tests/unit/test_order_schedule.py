@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.schedule import Assignment, Ready, Underway, Waiting, assign
+from edgefarm.windows import Window
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,14 @@ def w(order: str, device: str = "", sequence: int = 0, run: str = "r", device_cl
     return Waiting(order, run, device, device_class, sequence, owner)
 
 
-def d(device: str, host: str = "", device_class: str = "k", leased_to: str | None = None) -> Ready:
-    return Ready(device, device_class, host or f"host-{device}", leased_to)
+def d(
+    device: str, host: str = "", device_class: str = "k", leased_to: str | None = None, lacks: frozenset[str] = frozenset(),
+    local_s: int | None = None,
+) -> Ready:  # fmt: skip
+    return Ready(device, device_class, host or f"host-{device}", leased_to, lacks, local_s)
 
 
+NIGHT, NOON = Window(79_200, 18_000), 43_200
 ON_A = Underway("9", "a", "h", "me")
 ANNA_1, ANNA_2 = w("1", "a", 1, "r1", owner="anna"), w("2", "a", 2, "r2", owner="anna")
 BOB_3 = w("3", "a", 3, "r3", owner="bob")
@@ -55,6 +60,20 @@ CASES = {
     ),
     "an order of a class goes to none that its run does not name": Case(
         (replace(w("1", "", 1, device_class="k"), devices=frozenset({"b", "c"})),), (d("a"), d("b")), (("1", "b"),)
+    ),
+    "an order of a class goes to none that it does not name": Case(
+        (replace(w("1", "", 1, device_class="k"), devices=frozenset({"a", "b"}), only_on=frozenset({"b", "c"})),),
+        (d("a"), d("b"), d("c")),
+        (("1", "b"),),
+    ),
+    "an order goes where it is that time of the day": Case(
+        (replace(w("1", "", 1, device_class="k"), window=NIGHT),), (d("a", local_s=NOON), d("b", local_s=0), d("c")), (("1", "b"),)
+    ),
+    "by day others are served": Case((replace(w("1", "a", 1), window=NIGHT), w("2", "a", 2)), (d("a", local_s=NOON),), (("2", "a"),)),
+    "an order goes to agents that know it": Case(
+        (replace(w("1", "", 1, device_class="k"), features=frozenset({"x", "y"})),),
+        (d("a", lacks=frozenset({"y"})), d("b", lacks=frozenset({"z"}))),
+        (("1", "b"),),
     ),
     "idle hosts first, then prefetch": Case(
         (w("1", "", 1, device_class="k"), w("2", "", 2, device_class="k"), w("3", "", 3, device_class="k")),
@@ -97,18 +116,19 @@ def test_table(name: str) -> None:
 World = tuple[list[Waiting], list[Ready], list[Underway], dict[str, int], dict[tuple[str, str], float]]
 NAMES = "abcde"
 OWNERS = st.sampled_from(["anna", "bob"])
+WORDS = st.frozensets(st.sampled_from(["energy", "window"]), max_size=1)
+NAMED = st.just(frozenset[str]()) | st.frozensets(st.sampled_from(NAMES), min_size=1)
 DEVICES = st.lists(
-    st.builds(d, st.sampled_from(NAMES), st.sampled_from("xyz"), st.sampled_from("kl"), st.none() | OWNERS), unique_by=lambda r: r.device
-)
+    st.builds(
+        d, st.sampled_from(NAMES), st.sampled_from("xyz"), st.sampled_from("kl"), st.none() | OWNERS, WORDS,
+        st.none() | st.sampled_from([0, NOON]),
+    ),
+    unique_by=lambda r: r.device,
+)  # fmt: skip
 ORDER = st.builds(
-    w,
-    st.integers(0, 30).map(str),
-    st.sampled_from(["", *NAMES]),
-    st.integers(0, 9),
-    st.sampled_from(["r1", "r2"]),
-    st.sampled_from("kl"),
-    OWNERS,
-)
+    Waiting, st.integers(0, 30).map(str), st.sampled_from(["r1", "r2"]), st.sampled_from(["", *NAMES]), st.sampled_from("kl"),
+    st.integers(0, 9), OWNERS, WORDS, NAMED, NAMED, st.none() | st.just(NIGHT),
+)  # fmt: skip
 
 
 @st.composite
@@ -123,7 +143,10 @@ def worlds(draw: st.DrawFn) -> World:
 
 def fits(order: Waiting, device: Ready) -> bool:
     there = order.device == device.device if order.device else order.device_class == device.device_class
-    return there and device.leased_to in (None, order.owner)
+    named = device.device in (order.devices or NAMES) and device.device in (order.only_on or NAMES)
+    known = not order.features & device.lacks
+    at_night = order.window is None or device.local_s == 0
+    return there and named and known and at_night and device.leased_to in (None, order.owner)
 
 
 @settings(max_examples=150, deadline=None)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.evidence import ACCURACY, COMPARE, CONFIRM, MEMORY, SCREEN, fold, stage_of
+from controller.evidence import ACCURACY, COMPARE, CONFIRM, CONTROL, ENERGY, MEMORY, PROFILE, SCREEN, Evidence, Group, fold, stage_of
 from controller.planner import CONTENDERS, finalists, next_step
 from controller.selection import choose, too_slow
+from controller.transfer import Table
 from edgefarm.model import Attempt, Failure, FailureKind, LatencyWork, OrderState, OrderStatus
 from tests.fakes.world import FakeWorld, Truth, entry, make_group
 
@@ -47,7 +50,7 @@ def test_stages_come_in_order_and_each_order_is_given_once() -> None:
     world, group = FakeWorld(USUAL), make_group(USUAL)
     world.run(group)
     stages = [stage_of(o) for o in world.answered]
-    assert [s for i, s in enumerate(stages) if s not in stages[:i]] == [SCREEN, ACCURACY, COMPARE, MEMORY]
+    assert [s for i, s in enumerate(stages) if s not in stages[:i]] == [SCREEN, ACCURACY, COMPARE, MEMORY, PROFILE]
     assert len(set(world.answered)) == len(world.answered)
     for status in world.orders.values():
         if isinstance(status.order.work, LatencyWork):
@@ -128,7 +131,10 @@ def test_a_batch_without_results_is_screened_one_by_one() -> None:
     first = next_step(group, world.evidence(group)).orders[0]
     world.orders[first.id] = OrderStatus(first, OrderState.QUARANTINED, "d1", ())
     singles = [o for o in next_step(group, world.evidence(group)).orders if len(o.work.contenders) == 2]  # type: ignore[union-attr]
-    assert [o.work.contenders[1].key for o in singles] == [e.key for e in group.entries[1:4]]  # type: ignore[union-attr]
+    batch = [c.key for c in first.work.contenders[1:]]  # type: ignore[union-attr]
+    assert [o.work.contenders[1].key for o in singles] == batch  # type: ignore[union-attr]
+    sizes = {e.key: e.size_bytes for e in group.entries[1:]}
+    assert sorted(sizes[k] for k in batch) == sorted(sizes.values())[:3]
     choice = choose(group, world.run(group), "d1")
     assert choice.winner is not None
     assert choice.winner.variant == "int8"
@@ -258,3 +264,114 @@ def test_a_spent_budget_ends_the_screening_not_the_run() -> None:
     assert finalists(group, evidence)
     unseen = [j for j in choice.judgements if j.rejected == "not measured: the budget of device time was spent"]
     assert len(unseen) == 9
+
+
+def stages_of(world: FakeWorld) -> dict[str, list[str]]:
+    """Names of the variants that each stage had, in the order of asking."""
+    found: dict[str, list[str]] = {}
+    for order_id in world.answered:
+        work = world.orders[order_id].order.work
+        names = [c.key for c in work.contenders] if isinstance(work, LatencyWork) else [work.contender.key]
+        found.setdefault(stage_of(order_id), []).extend(world.truth(k).name for k in names if k != CONTROL)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        ({}, []),
+        ({"power": True}, ["source", "int8"]),
+        ({"power": True, "objective": "energy"}, ["source", "fp16", "int8"]),
+        ({"power": True, "constraints": {"accuracy_drop": 0.01, "energy_mj": 5.0}}, ["source", "int8"]),
+    ],
+)
+def test_energy_is_measured_where_it_decides_or_a_sensor_is_there(changes: dict[str, object], measured: list[str]) -> None:
+    world, group = FakeWorld(USUAL), make_group(USUAL, **changes)
+    world.run(group)
+    energy = stages_of(world).get(ENERGY, [])
+    assert set(measured) <= set(energy)
+    assert len(energy) == len(set(energy))
+    assert bool(energy) == bool(measured)
+
+
+def test_the_time_of_baseline_and_winner_is_looked_at_last_and_its_failure_is_held_against_nobody() -> None:
+    world, group = FakeWorld(USUAL), make_group(USUAL)
+    while (step := next_step(group, world.evidence(group))).stage != PROFILE:
+        for order in step.orders:
+            world.answer(order)
+    before = choose(group, world.evidence(group), "d1")
+    for order in step.orders:
+        unknown = Attempt(order.id, 0, "d1", 1, 0, Failure(FailureKind.UNSPECIFIED, "the agent does not know 'profile'"))
+        world.orders[order.id] = OrderStatus(order, OrderState.DONE, "d1", (unknown,))
+    after = world.evidence(group)
+    assert next_step(group, after).orders == ()
+    assert choose(group, after, "d1") == before
+    assert [world.truth(o.work.contender.key).name for o in step.orders] == ["source", "int8"]  # type: ignore[union-attr]
+
+
+MANY = (BASE, *(Truth(f"v{i:02d}", 300_000 + 37_000 * i, 0.92) for i in range(24)))
+
+
+def tables_of(truths: tuple[Truth, ...], count: int) -> list[dict[str, float]]:
+    """What devices of other speeds showed, each a little otherwise."""
+    rng = random.Random(5)
+    return [{entry(t).key: math.log(t.latency_ns / truths[0].latency_ns) + rng.gauss(0, 0.03) for t in truths} for _ in range(count)]
+
+
+def run_with(world: FakeWorld, group: Group, tables: Sequence[Table]) -> Evidence:
+    for _ in range(200):
+        evidence = world.evidence(group)
+        step = next_step(group, evidence, tables)
+        if not step.orders:
+            return evidence
+        for order in step.orders:
+            world.answer(order)
+    raise AssertionError("the planner never ends")
+
+
+def test_what_others_showed_says_what_is_screened_first_and_what_need_not_be() -> None:
+    group = make_group(MANY)
+    world = FakeWorld(MANY)
+    evidence = run_with(world, group, tables_of(MANY, 5))
+    assert choose(group, evidence, "d1").winner == group.entries[1]
+    assert len(evidence.screened) - 1 <= 9
+    assert {entry(t).key for t in MANY[1:3]} <= set(evidence.screened)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 6))
+def test_tables_that_lie_never_choose(seed: int, count: int) -> None:
+    """Whatever others showed, the winner is one that was measured here, and truly faster than the baseline."""
+    rng = random.Random(seed)
+    truths = MANY[:12]
+    liars = [{entry(t).key: rng.gauss(0, 1) for t in truths} for _ in range(count)]
+    world, group = FakeWorld(truths, seed=seed), make_group(truths)
+    evidence = run_with(world, group, liars)
+    winner = choose(group, evidence, "d1").winner
+    assert winner is not None
+    assert winner.baseline or winner.key in evidence.launches
+    assert world.truth(winner.key).latency_ns <= BASE.latency_ns
+
+
+def test_screening_goes_on_where_the_fastest_known_turns_out_not_to_be_allowed() -> None:
+    lossy = tuple(replace(t, accuracy=0.5) if t.name in ("v00", "v01", "v02", "v03") else t for t in MANY)
+    world, group = FakeWorld(lossy), make_group(lossy)
+    evidence = run_with(world, group, tables_of(lossy, 5))
+    winner = choose(group, evidence, "d1").winner
+    assert winner is not None
+    assert winner.variant == "v04"
+
+
+def test_a_wave_without_results_is_taken_apart_and_does_not_come_again() -> None:
+    group, tables = make_group(MANY), tables_of(MANY, 5)
+    world = FakeWorld(MANY)
+    (first,) = next_step(group, world.evidence(group), tables).orders
+    world.orders[first.id] = OrderStatus(first, OrderState.QUARANTINED, "d1", ())
+    alone = next_step(group, world.evidence(group), tables).orders
+    assert [len(o.work.contenders) for o in alone] == [2, 2, 2]  # type: ignore[union-attr]
+    for order in alone:
+        world.orders[order.id] = OrderStatus(order, OrderState.QUARANTINED, "d1", ())
+    silent = {o.work.contenders[1].key for o in alone}  # type: ignore[union-attr]
+    evidence = run_with(world, group, tables)
+    assert not silent & set(evidence.screened)
+    assert choose(group, evidence, "d1").winner is not None

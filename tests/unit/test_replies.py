@@ -20,9 +20,10 @@ from edgefarm.model import Failure, FailureKind, Stage
 
 _SUMMARY: dict[str, Any] = {
     "n": 3, "mean_ns": 2.5, "p50_ns": 2, "p90_ns": 3, "p99_ns": 3, "warmup_inferences": 4, "burst_p50_ns": [2, 3],
-    "disturbed": 0, "left_out": 0,
+    "disturbed": 0, "left_out": 0, "samples_per_s": 0.0, "regime": "flat", "unsettled": 0,
+    "batches": [{"batch_size": 4, "n": 3, "mean_ns": 2.5, "p50_ns": 2, "unavailable": ""}],
 }  # fmt: skip
-_LAUNCH = {"do": "launch", "keys": ["a"]}
+_LAUNCH = {"do": "launch", "keys": ["a"], "plan": {"kind": "paced"}}
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -55,7 +56,7 @@ def test_a_launch_is_taken_as_it_is_and_what_was_not_asked_for_is_dropped() -> N
 @pytest.mark.parametrize("key", _SUMMARY)
 @pytest.mark.parametrize("value", [None, -1, 2**70, 10**400, "1", [], [0], float("inf"), float("nan"), True])
 def test_no_number_of_a_launch_is_believed_unseen(key: str, value: Any) -> None:
-    if key == "burst_p50_ns" and value == []:
+    if key in ("burst_p50_ns", "batches") and value == []:
         value = [1, None]
     body = {"contenders": {"a": {**_SUMMARY, key: value}}}
     with pytest.raises(ProtocolError, match=key):
@@ -80,6 +81,21 @@ def test_no_contender_may_be_absent() -> None:
 def test_samples_are_whole_and_do_not_swell(archive: bytes) -> None:
     with pytest.raises(ProtocolError, match="no archive of samples"):
         _checked(_LAUNCH, {"ok": {"contenders": {"a": _SUMMARY}}}, archive)
+
+
+_ROWS = (
+    None, [], ["a", "Conv", "cpu", -1, 1, ""], ["a", "Conv", "cpu", 1, 1], ["a", 1, "cpu", 1, 1, ""], ["a", "Conv", "cpu", True, 1, ""],
+    ["a", "Conv", "cpu", float("inf"), 1, ""], ["a", "Conv", "cpu", 1, 1.5, ""],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("row", _ROWS)
+def test_no_operator_of_a_profile_is_believed_unseen(row: Any) -> None:
+    good = ["a", "Conv", "cpu", 1, 1, "f32"]
+    body = {"operators": [good, ["b", "Relu", "cpu", 0, 1, ""]], "whole_ns": 2.5, "source": "s", "unavailable": ""}
+    assert _checked({"do": "profile"}, {"ok": body}) == body
+    with pytest.raises(ProtocolError, match="operators"):
+        _checked({"do": "profile"}, {"ok": {**body, "operators": [good, row]}})
 
 
 def test_a_failure_is_told() -> None:
@@ -109,7 +125,7 @@ def test_what_a_runner_cannot_know_it_does_not_tell(kind: str) -> None:
 
 
 def test_shapes_may_have_open_axes_and_options_plain_values() -> None:
-    load = {"load_ns": 1, "chosen": {"inference_precision": "f32"}, "inputs": [["x", "float32", [None, 3]]], "outputs": []}
+    load = {"load_ns": 1, "chosen": {"inference_precision": "f32"}, "provider": "", "inputs": [["x", "float32", [None, 3]]], "outputs": []}
     assert _checked({"do": "load"}, {"ok": load}) == load
     probe = {"version": "1", "providers": {"cpu": {"delegate": "none", "fast": True, "threads": 2}}}
     assert _checked({"do": "probe"}, {"ok": probe}) == probe

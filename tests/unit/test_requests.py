@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agent.runner.requests import Bench
+from agent.runner.requests import Bench, longest
+from edgefarm.model import OperatorTime
 from edgefarm.tensors import pack, unpack
 
 
@@ -43,3 +46,33 @@ def test_a_load_tells_what_the_library_chose(tmp_path: Path) -> None:
     assert body["chosen"]["inference_precision"] in ("f32", "bf16", "f16")
     body, _ = Bench().load("k", str(zoo_openvino.dense(tmp_path)), "openvino", {"inference_precision": "f32"}, None)
     assert body["chosen"] == {}
+
+
+@given(st.lists(st.builds(OperatorTime, st.text(max_size=2), st.just("Op"), st.sampled_from("ab"), st.floats(0, 1e9))), st.integers(1, 6))
+def test_of_many_operators_the_longest_are_kept_and_no_time_is_lost(operators: list[OperatorTime], most: int) -> None:
+    kept = longest(operators, most)
+    assert len(kept) <= most + 2  # one more for each provider
+    assert sum(o.mean_ns for o in kept) == pytest.approx(sum(o.mean_ns for o in operators))
+    for provider in "ab":
+        assert sum(o.calls for o in kept if o.provider == provider) == sum(o.calls for o in operators if o.provider == provider)
+    named = kept[: min(most, len(operators))]
+    assert [o.mean_ns for o in named] == sorted((o.mean_ns for o in operators), reverse=True)[:most]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ai_edge_litert") is None, reason="needs ai-edge-litert: pip install 'edgefarm[tflite]'")
+def test_a_variant_with_other_names_is_placed_and_profiled(tmp_path: Path) -> None:
+    from tests import zoo_tflite
+
+    path = zoo_tflite.MODELS["dense"](tmp_path)
+    shard = tmp_path / "shard.npz"
+    shard.write_bytes(pack({"source_x": zoo_tflite.samples(path, 2)["x"]}))
+    io = {
+        "inputs": [{"source": "source_x", "name": "x", "permutation": [], "scale": None, "zero_point": None}],
+        "outputs": [{"source": "source_y", "name": "y", "permutation": [], "scale": None, "zero_point": None}],
+    }
+    bench = Bench()
+    body, _ = bench.load("k", str(path), "tflite", {"threads": 1, "delegate": "none"}, io)
+    assert body["provider"] == "none"
+    assert bench.placement("k", str(shard))[0] == {"placement": {"none": 2}}
+    assert bench.profile("k", str(shard), 2)[0]["unavailable"]
+    assert bench.memory("k", str(shard), 2)[0]["model_file_bytes"] > 0

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.runner import schedule
-from agent.runner.schedule import Feeds, Lane, Plan, Timed, run_launch, summaries
+from agent.runner import lanes as lanes_module
+from agent.runner import schedule, stretches
+from agent.runner.lanes import Feeds, Lane, Plan
+from agent.runner.schedule import run_launch
+from agent.runtimes import RuntimeFailure
 
 
 class FakeClock:
@@ -37,7 +40,9 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    monkeypatch.setattr(schedule, "time", fake)
+    for module in (schedule, lanes_module, stretches):
+        monkeypatch.setattr(module, "time", fake)
+    monkeypatch.setattr(stretches, "_SPIN_NS", 0)  # this clock does not move while one looks at it
     return fake
 
 
@@ -80,7 +85,7 @@ def test_bursts_last_long_enough_and_hold_enough(clock: FakeClock) -> None:
     timed = run_launch(lanes, _plan())
     assert timed["fast"].samples == [10] * 400  # 4 bursts of 1000 ns
     assert timed["slow"].samples == [700] * 12  # 4 bursts of at least 3
-    assert timed["slow"].burst_p50_ns == [700] * 4
+    assert (timed["fast"].lengths, timed["slow"].lengths) == ([100] * 4, [3] * 4)
     assert gc.isenabled()
 
 
@@ -131,9 +136,9 @@ def test_samples_are_fed_in_turn(clock: FakeClock) -> None:
 
 def test_warm_up_ends_when_bursts_agree(clock: FakeClock) -> None:
     model = FakeModel(clock, [], "a", 100, slow=20)
-    timed = run_launch({"a": Lane(model, _FEEDS)}, _plan())["a"]
+    timed = run_launch({"a": Lane(model, _FEEDS)}, _plan(warmup_ns=50_000))["a"]
     assert set(timed.samples) == {100}, "slow runs belong to the warm-up"
-    assert 20 <= timed.warmup_inferences < 60
+    assert 20 <= timed.warmup_inferences < 110
 
 
 def test_warm_up_is_bounded(clock: FakeClock) -> None:
@@ -182,37 +187,6 @@ def test_the_collector_is_on_again_after_a_failure(clock: FakeClock) -> None:
     assert gc.isenabled()
 
 
-def _timed(samples: list[int], disturbed: list[bool]) -> Timed:
-    return Timed(samples, disturbed, [51], 7)
-
-
-def test_summaries_give_quantiles() -> None:
-    found = summaries({"a": _timed(list(range(1, 102)), [False] * 101)})["a"]
-    assert (found["n"], found["mean_ns"], found["p50_ns"], found["p90_ns"], found["p99_ns"]) == (101, 51.0, 51, 91, 100)
-    assert (found["warmup_inferences"], found["burst_p50_ns"]) == (7, [51])
-    assert (found["disturbed"], found["left_out"]) == (0, 0)
-
-
-def test_inferences_that_lost_the_cpu_are_left_out_of_all_contenders() -> None:
-    hit = _timed([100] * 20 + [9000] * 20, [False] * 20 + [True] * 20)
-    spared = _timed([50] * 39 + [60], [False] * 39 + [True])
-    found = summaries({"hit": hit, "spared": spared})
-    assert (found["hit"]["n"], found["hit"]["p99_ns"], found["hit"]["disturbed"], found["hit"]["left_out"]) == (20, 100, 20, 20)
-    assert (found["spared"]["n"], found["spared"]["p99_ns"], found["spared"]["left_out"]) == (39, 50, 1)
-
-
-def test_a_few_disturbances_are_the_machines_own_and_stay() -> None:
-    found = summaries({"a": _timed([100] * 98 + [9000] * 2, [False] * 98 + [True] * 2)})["a"]
-    assert (found["n"], found["disturbed"], found["left_out"]) == (100, 2, 0)
-    assert found["p99_ns"] > 8000
-
-
-def test_nothing_is_left_out_where_too_little_would_be_left() -> None:
-    found = summaries({"a": _timed([100] * 4 + [9000] * 20, [False] * 4 + [True] * 20), "b": _timed([50] * 40, [False] * 40)})
-    assert [found[k]["left_out"] for k in "ab"] == [0, 0]
-    assert found["a"]["disturbed"] == 20
-
-
 def test_each_inference_knows_whether_it_was_disturbed(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     switches = 0
 
@@ -221,7 +195,121 @@ def test_each_inference_knows_whether_it_was_disturbed(clock: FakeClock, monkeyp
         clock.ns += 400
         switches += int(feeds["x"][0]) == 2
 
-    monkeypatch.setattr(schedule, "_involuntary_switches", lambda: switches)
+    monkeypatch.setattr(lanes_module, "involuntary_switches", lambda: switches)
     timed = run_launch({"a": Lane(run, _FEEDS)}, _plan(warmup_ns=0))["a"]
     assert len(timed.disturbed) == len(timed.samples)
     assert sum(timed.disturbed) == pytest.approx(len(timed.samples) / 3, abs=1)
+
+
+def test_at_a_rate_the_first_inference_after_a_switch_has_its_gap_too(clock: FakeClock) -> None:
+    starts: dict[str, list[int]] = {"a": [], "b": []}
+
+    def of(key: str) -> Lane:
+        def run(feeds: Feeds) -> None:
+            starts[key].append(clock.ns)
+            clock.ns += 100_000
+
+        return Lane(run, _FEEDS)
+
+    run_launch({"a": of("a"), "b": of("b")}, _plan(bursts=6, min_inferences=2, warmup_ns=0, burst_ns=1, rate_per_s=1000.0))
+    for times in starts.values():
+        for block in range(6):
+            discarded, first, second = times[1 + 3 * block : 4 + 3 * block]
+            assert (first - discarded, second - first) == (1_000_000, 1_000_000)
+
+
+def test_who_is_slower_than_the_rate_is_never_rushed(clock: FakeClock) -> None:
+    timed = run_launch({"a": Lane(FakeModel(clock, [], "a", 3_000_000), _FEEDS)}, _plan(warmup_ns=0, rate_per_s=1000.0))["a"]
+    assert set(timed.samples) == {3_000_000}
+
+
+def test_a_sustained_stretch_is_one_contenders_alone_and_has_no_pause(clock: FakeClock) -> None:
+    log: list[str] = []
+    slept = clock.ns
+    lanes = {key: Lane(FakeModel(clock, log, key, 1000), _FEEDS) for key in "abc"}
+    timed = run_launch(lanes, _plan(kind="sustained", duration_ns=200_000, warmup_ns=0))
+    warm_up = sum(t.warmup_inferences for t in timed.values())
+    assert sorted(_runs(log[warm_up:])) == list("abc")
+    assert {key: len(t.samples) for key, t in timed.items()} == dict.fromkeys("abc", 200)
+    assert clock.ns - slept == len(log) * 1000 + 3 * 10_000_000  # to see whether threads spin, once for each
+
+
+def test_the_order_of_stretches_changes_from_launch_to_launch(clock: FakeClock) -> None:
+    def order(seed: str) -> str:
+        log: list[str] = []
+        lanes = {key: Lane(FakeModel(clock, log, key, 1000), _FEEDS) for key in "abc"}
+        run_launch(lanes, _plan(kind="sustained", duration_ns=50_000, warmup_ns=0, seed=seed))
+        return "".join(_runs(log)[-3:])
+
+    assert len({order(f"1/{launch}") for launch in range(12)}) > 3
+
+
+def test_of_a_very_long_stretch_whole_slices_are_kept(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretches, "MOST_SAMPLES", 100)
+    model = FakeModel(clock, [], "a", 1000)
+    timed = run_launch({"a": Lane(model, _FEEDS)}, _plan(kind="sustained", duration_ns=1_000_000, burst_ns=10_000))["a"]
+    assert len(timed.samples) == len(timed.disturbed)
+    assert 90 <= len(timed.samples) <= 110
+    assert len(model.seen) - timed.warmup_inferences == 1000, "it runs on between the slices that are kept"
+
+
+def test_a_stretch_holds_at_least_one_inference(clock: FakeClock) -> None:
+    lanes = {"a": Lane(FakeModel(clock, [], "a", 10**9), _FEEDS)}
+    assert run_launch(lanes, _plan(kind="sustained", duration_ns=1, warmup_ns=0))["a"].samples == [10**9]
+    assert len(run_launch(lanes, _plan(kind="server", rate_per_s=1e-3, duration_ns=1, warmup_ns=0))["a"].samples) == 1
+
+
+def _served(clock: FakeClock, cost_ns: int, rate_per_s: float = 1000.0, *, seed: str = "1/0") -> Any:
+    lanes = {key: Lane(FakeModel(clock, [], key, cost_ns), _FEEDS) for key in ("a", "control")}
+    return run_launch(lanes, _plan(kind="server", rate_per_s=rate_per_s, duration_ns=2 * 10**9, seed=seed))
+
+
+def test_requests_come_by_chance_at_the_rate_and_all_contenders_get_the_same(clock: FakeClock) -> None:
+    timed = _served(clock, 100_000)
+    assert timed["a"].samples == timed["control"].samples
+    assert len(timed["a"].samples) == pytest.approx(2000, abs=4 * math.sqrt(2000))
+    assert timed["a"].elapsed_ns == pytest.approx(2 * 10**9, rel=0.01)
+    assert not timed["a"].overloaded
+    assert timed["a"].samples != _served(clock, 100_000, seed="1/1")["a"].samples
+
+
+def test_a_latency_holds_the_wait_behind_others(clock: FakeClock) -> None:
+    """Mean wait of an M/D/1 queue: utilisation / (2 (1 - utilisation)) service times (Pollaczek 1930, Khinchine 1932)."""
+    waits = [w - 500_000 for seed in range(20) for w in _served(clock, 500_000, seed=f"1/{seed}")["a"].samples]
+    assert min(waits) == 0
+    assert sum(waits) / len(waits) == pytest.approx(250_000, rel=0.1)
+
+
+@pytest.mark.parametrize(("cost_ns", "overloaded"), [(900_000, False), (1_100_000, True), (50_000_000, True)])
+def test_overload_is_said_and_ends(clock: FakeClock, cost_ns: int, overloaded: bool) -> None:
+    timed = _served(clock, cost_ns)
+    assert timed["a"].overloaded is overloaded
+    assert clock.ns < 2 * (1.3 * 2e9 + 60_000_000), "two stretches, each a quarter late at the latest"
+    assert set(timed["a"].served) == {cost_ns}
+
+
+def test_offline_measures_each_batch_size_of_each_contender(clock: FakeClock) -> None:
+    def run(feeds: Feeds) -> list[Any]:
+        clock.ns += 1000 + 100 * len(feeds["x"])
+        return [feeds["x"]]
+
+    axes: dict[str, dict[str, int | None]] = {"free": {"x": None}, "fixed": {"x": 1}}
+    timed = run_launch({key: Lane(run, _FEEDS, of) for key, of in axes.items()}, _plan(kind="offline", batch_sizes=[1, 4, 4, 2]))
+    assert set(zip(timed["free"].sizes, timed["free"].samples)) == {(1, 1100), (2, 1200), (4, 1400)}
+    assert set(zip(timed["fixed"].sizes, timed["fixed"].samples)) == {(1, 1100)}
+    lengths = timed["free"].batch_lengths
+    assert {size: len(bursts) for size, bursts in lengths.items()} == {1: 4, 4: 4, 2: 4}
+    assert {size: sum(bursts) for size, bursts in lengths.items()} == {n: timed["free"].sizes.count(n) for n in (1, 4, 2)}
+    assert timed["fixed"].refused == dict.fromkeys((4, 2), "input 'x' takes batches of 1, no others")
+
+
+def test_a_model_without_any_of_the_batch_sizes_fails_with_the_reasons(clock: FakeClock) -> None:
+    lane = Lane(FakeModel(clock, [], "a", 10), _FEEDS, {"x": 1})
+    with pytest.raises(RuntimeFailure, match="none of the batch sizes can be run: 2: input 'x' takes batches of 1, no others; 3: input"):
+        run_launch({"a": lane}, _plan(kind="offline", batch_sizes=[2, 3]))
+    assert gc.isenabled()
+
+
+def test_inputs_of_several_shapes_come_in_a_cycle() -> None:
+    alike, unlike = [{"x": np.ones(3)}, {"x": np.zeros(3)}], [{"x": np.ones(3)}, {"x": np.ones(3)}, {"x": np.ones(4)}]
+    assert (Lane(lambda feeds: None, alike).cycle, Lane(lambda feeds: None, unlike).cycle) == (1, 3)

@@ -37,7 +37,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "device replace": ("pi",),
     "device revoke": ("pi",),
 }
-WITH_A_FLEET_FILE = {"deploy", "rollback"}
+WITH_A_FLEET_FILE = {"deploy", "rollback", "bench"}
+COMPARED = {"compare": ("zoo@1", "zoo@2"), "bench": ("--variant", __file__)}
 
 
 def verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -81,7 +82,7 @@ def test_options_and_an_example(name: str) -> None:
 @pytest.mark.parametrize("in_environment", [False, True], ids=["option", "environment"])
 @pytest.mark.parametrize("name", [n for n in VERBS if n not in ALONE])
 def test_every_verb_asks_the_controller_that_it_is_told(name: str, in_environment: bool, fleet: Path) -> None:
-    words = [*name.split(), *ARGUMENTS.get(name, ()), "--json"]
+    words = [*name.split(), *{**ARGUMENTS, **COMPARED}.get(name, ()), "--json"]
     words += ["--fleet", str(fleet)] if name in WITH_A_FLEET_FILE else []
     words += [] if in_environment else ["--controller", NOWHERE]
     done = CliRunner().invoke(app, words, env={"EDGEFARM_CONTROLLER": NOWHERE if in_environment else None})

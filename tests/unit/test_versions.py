@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from controller.versions import feature_of, lacking, refused, unable, why_too_old
+from controller.versions import features_of, lacking, refused, unable, why_too_old
 from edgefarm import __version__
-from edgefarm.model import FEATURES, LEAST_PROTOCOL, PROTOCOL, DeploymentState, FailureKind
+from edgefarm.model import FEATURES, LEAST_PROTOCOL, PROTOCOL, DeploymentState, FailureKind, LatencyWork, Scenario
 from tests.fakes.orders import a_deployment, a_device, a_hello, a_memory_order, an_accuracy_order, an_order
 
 
@@ -31,13 +31,37 @@ def test_the_reason_names_both_versions_and_what_to_do() -> None:
 
 @pytest.mark.parametrize(("order", "feature"), [(an_order(), "latency"), (a_memory_order(), "memory"), (an_accuracy_order(), "accuracy")])
 def test_every_kind_of_order_has_its_feature(order: object, feature: str) -> None:
-    assert feature_of(order) == feature  # type: ignore[arg-type]
+    assert features_of(order) == {feature}  # type: ignore[arg-type]
     assert feature in FEATURES
+
+
+@pytest.mark.parametrize(
+    ("scenario", "feature"),
+    [
+        (Scenario("paced", 30.0), "latency-paced"),
+        (Scenario("offline", batch_sizes=(1, 8)), "latency-offline"),
+        (Scenario("sustained", duration_ns=10**9), "latency-sustained"),
+        (Scenario("server", 30.0), "latency-server"),
+    ],
+)
+def test_older_agents_would_measure_another_scenario(scenario: Scenario, feature: str) -> None:
+    order = an_order()
+    assert isinstance(order.work, LatencyWork)
+    assert features_of(replace(order, work=replace(order.work, scenario=scenario))) == {feature}
+
+
+def test_older_agents_keep_no_window_and_take_every_fallback() -> None:
+    assert features_of(replace(a_memory_order(), window="22:00-05:00")) == {"memory", "window"}
+    order = an_order()
+    assert isinstance(order.work, LatencyWork)
+    strict = replace(order, work=replace(order.work, fail_on_fallback=True), window="22:00-05:00")
+    assert features_of(strict) == {"latency", "fallback", "window"}
+    assert {"window", "fallback"} <= set(FEATURES)
 
 
 def test_what_an_agent_lacks() -> None:
     assert lacking(a_hello()) == frozenset()
-    assert lacking(replace(a_hello(), features=("latency", "telepathy"))) == {"memory", "accuracy", "activate-file"}
+    assert lacking(replace(a_hello(), features=("latency", "telepathy"))) == set(FEATURES) - {"latency"}
 
 
 def test_what_comes_of_an_order_that_nobody_knows() -> None:

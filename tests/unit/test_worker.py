@@ -164,6 +164,7 @@ class Agent:
         self.said: list[AgentBody] = []
         self.failed: list[BaseException] = []
         self.acknowledge = True
+        self.unix_ms = 0  # the device's clock; 0: the machine's
         self.paused, self.beats = False, threading.Semaphore(0)
         self._changed = threading.Condition()
         self.cache, self.journal, self.counters = Cache(folder / "cache", 1 << 20), Journal(folder / "journal"), Counters()
@@ -173,7 +174,7 @@ class Agent:
         activation = Activation("dev", self.slots, self.cache, transfers, self.bench, self.send, self.counters)
         self.worker = Worker(
             "dev", self.bench, self.cache, transfers, self.outbox, activation, scratch, self.counters, self.note_failure,
-            paused=lambda: self.paused, alive=self.beats.release,
+            paused=lambda: self.paused, alive=self.beats.release, wall=lambda: self.unix_ms or time.time_ns() // 10**6,
         )  # fmt: skip
         self.attach()
         self.worker.start()
@@ -276,6 +277,51 @@ def test_a_paused_agent_gives_its_orders_back_once_it_has_told_why(agent: Agent)
     agent.worker.order(latency("o", 1))
     agent.wait(lambda said: sum(isinstance(b, OrderEnded) and b.order == "o" for b in said) == 2)
     assert agent.bench.measured == [("o", 0), ("o", 1)]
+
+
+@pytest.fixture
+def greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC0")
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+NOON_MS = 1_782_907_200_000  # 2026-07-01 12:00 UTC
+
+
+@pytest.mark.usefixtures("greenwich")
+def test_outside_of_its_window_an_order_goes_back_and_others_are_measured(agent: Agent) -> None:
+    agent.unix_ms = NOON_MS
+    agent.worker.order(replace(latency("night"), window="22:00-05:00"))
+    agent.worker.order(latency("any"))
+    agent.worker.order(replace(latency("day"), window="12:00-12:01"))
+    said = agent.wait_ended("night", "any", "day")
+    assert OrderEnded("night", cancelled=True, local_s=43_200) in said
+    assert OrderEnded("any", cancelled=False) in said
+    assert sorted(agent.bench.measured) == [("any", 0), ("day", 0)]
+
+
+@pytest.mark.usefixtures("greenwich")
+def test_when_the_window_closes_the_launch_that_runs_ends_and_the_rest_goes_back(agent: Agent) -> None:
+    agent.unix_ms = NOON_MS
+    agent.bench.hold.add("o")
+    agent.worker.order(replace(latency("o", 0, 1), window="11:00-12:30"))
+    assert agent.bench.started.wait(20)
+    agent.unix_ms = NOON_MS + 30 * 60_000
+    agent.bench.release.set()
+    said = agent.wait_ended("o")
+    assert [(a.order, a.index) for a in agent.attempts()] == [("o", 0)]
+    assert said[-1] == OrderEnded("o", cancelled=True, local_s=45_000)
+
+
+@pytest.mark.parametrize(("window", "unix_ms"), [("00:00-24:00", 1_000), ("midnight", NOON_MS)])
+def test_who_knows_no_time_or_reads_no_window_measures_nothing_that_has_one(agent: Agent, window: str, unix_ms: int) -> None:
+    agent.unix_ms = unix_ms
+    agent.worker.order(replace(latency("o"), window=window))
+    (ended,) = [b for b in agent.wait_ended("o") if isinstance(b, OrderEnded)]
+    assert ended.cancelled
+    assert agent.bench.measured == []
 
 
 def test_a_paused_agent_gives_up_an_order_that_is_cancelled(agent: Agent) -> None:

@@ -18,6 +18,7 @@ from edgefarm.model.results import (
     OperatorTime,
     ProfileResult,
     Stage,
+    fallen_back,
 )
 from edgefarm.model.runs import CANCELLED, Hold, HoldKind, OrderState, OrderStatus, Progress, Run, User, Wait
 from edgefarm.model.sessions import (
@@ -131,5 +132,6 @@ __all__ = [
     "Wait",
     "Welcome",
     "Work",
+    "fallen_back",
     "remaining",
 ]

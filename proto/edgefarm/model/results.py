@@ -63,6 +63,7 @@ class ContenderResult:
     what is computed, with what the runtime took by itself (OpenVINO: `inference_precision`). `samples_per_s`: throughput under the
     scenario, of the best batch size under `offline`; 0: 1e9 / `mean_ns`. Latencies under `server` begin when the request arrived.
     `regime`: shape of the launch's samples over time (`edgefarm.statistics`), of which the first `unsettled` are not among the n.
+    `provider`: execution provider or delegate that its options ask for by name, empty if they ask for none; see `fallen_back`.
     """
 
     key: str
@@ -84,6 +85,7 @@ class ContenderResult:
     batches: tuple[BatchResult, ...] = ()
     regime: str = ""
     unsettled: int = 0
+    provider: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,10 @@ class LatencyResult:
 class MemoryResult:
     """Memory of a fresh runner with the model, and of the same runner without one (the reference).
 
-    Peak RSS, PSS, and the private part (what is freed when the process ends); of the accelerator, named `accelerator`, apart, None
-    where there is none or it does not tell.
+    Peak RSS is the kernel's; PSS and the private part (what is freed when the process ends) are the largest of their readings, after
+    the load, the first inference and the last. `model_file_bytes`: of the model's own files, mapped and resident; they are counted in
+    the others too, but are the page cache's, and shared by all who run the model. Memory of the accelerator, named `accelerator`,
+    apart, None where there is none or it does not tell.
     """
 
     key: str
@@ -112,6 +116,7 @@ class MemoryResult:
     reference_private_bytes: int = 0
     accelerator_bytes: int | None = None
     accelerator: str = ""
+    model_file_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,20 +147,24 @@ class EnergyResult:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One operator of the graph as it runs, or a fused group: mean nanoseconds per inference, over `calls` calls in each."""
+    """One operator of the graph as it runs, or a fused group: mean nanoseconds per inference, over `calls` calls in each.
+
+    What runs inside of it (a loop's body) is not counted twice. `kernel`: what computes it and in which precision, where that is told.
+    """
 
     name: str
     kind: str
     provider: str
     mean_ns: float
     calls: int = 1
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
 class ProfileResult:
     """What took the time, the longest first; `placement`: nodes per provider; `whole_ns`: of an inference while it was profiled.
 
-    `source`: what told it. `unavailable`: why the runtime tells nothing.
+    `source`: what told it. `unavailable`: why the runtime tells no times. `provider`: as in `ContenderResult`.
     """
 
     key: str
@@ -164,6 +173,20 @@ class ProfileResult:
     whole_ns: float = 0.0
     source: str = ""
     unavailable: str = ""
+    provider: str = ""
+
+    @property
+    def fallback_share(self) -> float | None:
+        """Share of the operators' time, 0 to 1, that was not spent where the options ask; None if they ask nothing or no time is known."""
+        whole = sum(o.mean_ns for o in self.operators)
+        if not self.provider or not whole:
+            return None
+        return sum(o.mean_ns for o in self.operators if o.provider != self.provider) / whole
+
+
+def fallen_back(provider: str, placement: Mapping[str, int]) -> int:
+    """Nodes that run elsewhere than the options ask: the library took them back without a word. 0 where nothing is asked (empty)."""
+    return sum(count for name, count in placement.items() if name != provider) if provider else 0
 
 
 @dataclass(frozen=True)

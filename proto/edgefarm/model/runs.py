@@ -82,10 +82,10 @@ class Wait:
 
     Attributes:
         orders: how many of the run wait for it.
-        state: `leased` (to another user), `draining` (a user drained it, or its agent stops), `busy` (others come first), or a state of
-            the device in which it measures nothing (`lost`, `paused` …).
+        state: `leased` (to another user), `draining` (a user drained it, or its agent stops), `busy` (others come first), `window` (it
+            is not that time of the day there), or a state of the device in which it measures nothing (`lost`, `paused` …).
         holder: the user who holds the device, or whose order comes first; empty where it is nobody.
-        until_unix_ms: when the lease ends; 0: nobody knows.
+        until_unix_ms: when the lease ends or the window opens; 0: nobody knows.
         ahead: orders that come first, as things stand.
         reason: all of this for people.
     """

@@ -12,7 +12,20 @@ from edgefarm.model.trials import Attempt, AttemptId, Order
 PROTOCOL = 1
 LEAST_PROTOCOL = max(1, PROTOCOL - 2)  # that we speak too
 CHUNK_BYTES = 2**20  # of a transfer; a message costs as much as copying some hundred KiB, so smaller ones cost throughput
-FEATURES: tuple[str, ...] = ("latency", "memory", "accuracy", "activate-file")
+FEATURES: tuple[str, ...] = (
+    "latency",
+    "latency-paced",
+    "latency-offline",
+    "latency-sustained",
+    "latency-server",
+    "memory",
+    "accuracy",
+    "energy",
+    "activate-file",
+    "window",
+    "profile",
+    "fallback",
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,16 @@ class Hello:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Sign of life; `order` is the one being worked on, empty if idle. `paused`: no launch begins until the device's user resumes."""
+    """Sign of life; `order` is the one being worked on, empty if idle. `paused`: no launch begins until the device's user resumes.
+
+    `local_s`: seconds since midnight, by the device's own clock and time zone; None: it has no clock that can be believed.
+    """
 
     order: str = ""
     disk_free_bytes: int = 0
     rss_bytes: int = 0
     paused: bool = False
+    local_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +68,14 @@ class Probed:
 
 @dataclass(frozen=True)
 class OrderEnded:
-    """The agent holds the order no more; every attempt of it was sent before."""
+    """The agent holds the order no more; every attempt of it was sent before.
+
+    `local_s`: it gave the order back at this time of its day (as in Heartbeat), which is outside of the order's window.
+    """
 
     order: str
     cancelled: bool = False
+    local_s: int | None = None
 
 
 @dataclass(frozen=True)

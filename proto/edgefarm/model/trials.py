@@ -51,6 +51,7 @@ class Conditions:
         others_cpu: cores kept busy by processes that are not ours (0.0 = idle), or None if unreadable.
         others_cpu_peak: the same, in the worst window of about 200 ms.
         steal: fraction of CPU time that the hypervisor took, 0 to 1, or None.
+        waited: share of the time in which the runner's main thread wanted to run that it had to wait for a CPU, 0 to 1, or None.
         throttled: reasons seen, empty if none.
         settings: governor, power mode, affinity, versions … as text.
         unavailable: quantity -> reason why it could not be read.
@@ -63,6 +64,7 @@ class Conditions:
     settings: Mapping[str, str] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
     others_cpu_peak: float | None = None
+    waited: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class LatencyWork:
         burst_ns: least length of a burst.
         min_inferences: least number of inferences in a burst.
         warmup_ns: upper bound of the warm-up of one contender in one launch.
+        fail_on_fallback: a contender fails if a node runs elsewhere than its options ask (see `ContenderResult.provider`).
     """
 
     contenders: tuple[Contender, ...]
@@ -115,6 +118,7 @@ class LatencyWork:
     min_inferences: int = 3
     seed: int = 0
     warmup_ns: int = 100_000_000
+    fail_on_fallback: bool = False
 
 
 @dataclass(frozen=True)

@@ -114,16 +114,18 @@ class AttemptId(_message.Message):
     def __init__(self, order: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("order", "disk_free_bytes", "rss_bytes", "paused")
+    __slots__ = ("order", "disk_free_bytes", "rss_bytes", "paused", "local_s")
     ORDER_FIELD_NUMBER: _ClassVar[int]
     DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     PAUSED_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_S_FIELD_NUMBER: _ClassVar[int]
     order: str
     disk_free_bytes: int
     rss_bytes: int
     paused: bool
-    def __init__(self, order: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., paused: bool = ...) -> None: ...
+    local_s: int
+    def __init__(self, order: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., paused: bool = ..., local_s: _Optional[int] = ...) -> None: ...
 
 class Probed(_message.Message):
     __slots__ = ("device",)
@@ -132,12 +134,14 @@ class Probed(_message.Message):
     def __init__(self, device: _Optional[_Union[_types_pb2.Device, _Mapping]] = ...) -> None: ...
 
 class OrderEnded(_message.Message):
-    __slots__ = ("order", "cancelled")
+    __slots__ = ("order", "cancelled", "local_s")
     ORDER_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_S_FIELD_NUMBER: _ClassVar[int]
     order: str
     cancelled: bool
-    def __init__(self, order: _Optional[str] = ..., cancelled: bool = ...) -> None: ...
+    local_s: int
+    def __init__(self, order: _Optional[str] = ..., cancelled: bool = ..., local_s: _Optional[int] = ...) -> None: ...
 
 class Telemetry(_message.Message):
     __slots__ = ("families",)

@@ -195,7 +195,7 @@ class Trace(_message.Message):
     def __init__(self, quantity: _Optional[str] = ..., source: _Optional[str] = ..., n: _Optional[int] = ..., first: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., last: _Optional[float] = ...) -> None: ...
 
 class Conditions(_message.Message):
-    __slots__ = ("traces", "others_cpu", "steal", "throttled", "settings", "unavailable", "others_cpu_peak")
+    __slots__ = ("traces", "others_cpu", "steal", "throttled", "settings", "unavailable", "others_cpu_peak", "waited")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +217,7 @@ class Conditions(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     OTHERS_CPU_PEAK_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FIELD_NUMBER: _ClassVar[int]
     traces: _containers.RepeatedCompositeFieldContainer[Trace]
     others_cpu: float
     steal: float
@@ -224,7 +225,8 @@ class Conditions(_message.Message):
     settings: _containers.ScalarMap[str, str]
     unavailable: _containers.ScalarMap[str, str]
     others_cpu_peak: float
-    def __init__(self, traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ..., others_cpu: _Optional[float] = ..., steal: _Optional[float] = ..., throttled: _Optional[_Iterable[str]] = ..., settings: _Optional[_Mapping[str, str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., others_cpu_peak: _Optional[float] = ...) -> None: ...
+    waited: float
+    def __init__(self, traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ..., others_cpu: _Optional[float] = ..., steal: _Optional[float] = ..., throttled: _Optional[_Iterable[str]] = ..., settings: _Optional[_Mapping[str, str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., others_cpu_peak: _Optional[float] = ..., waited: _Optional[float] = ...) -> None: ...
 
 class Scenario(_message.Message):
     __slots__ = ("kind", "rate_per_s", "batch_sizes", "duration_ns")
@@ -247,7 +249,7 @@ class Contender(_message.Message):
     def __init__(self, key: _Optional[str] = ..., candidate: _Optional[_Union[Candidate, _Mapping]] = ...) -> None: ...
 
 class LatencyWork(_message.Message):
-    __slots__ = ("contenders", "scenario", "inputs", "launches", "bursts", "burst_ns", "min_inferences", "seed", "warmup_ns")
+    __slots__ = ("contenders", "scenario", "inputs", "launches", "bursts", "burst_ns", "min_inferences", "seed", "warmup_ns", "fail_on_fallback")
     CONTENDERS_FIELD_NUMBER: _ClassVar[int]
     SCENARIO_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +259,7 @@ class LatencyWork(_message.Message):
     MIN_INFERENCES_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     WARMUP_NS_FIELD_NUMBER: _ClassVar[int]
+    FAIL_ON_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     contenders: _containers.RepeatedCompositeFieldContainer[Contender]
     scenario: Scenario
     inputs: str
@@ -266,7 +269,8 @@ class LatencyWork(_message.Message):
     min_inferences: int
     seed: int
     warmup_ns: int
-    def __init__(self, contenders: _Optional[_Iterable[_Union[Contender, _Mapping]]] = ..., scenario: _Optional[_Union[Scenario, _Mapping]] = ..., inputs: _Optional[str] = ..., launches: _Optional[_Iterable[int]] = ..., bursts: _Optional[int] = ..., burst_ns: _Optional[int] = ..., min_inferences: _Optional[int] = ..., seed: _Optional[int] = ..., warmup_ns: _Optional[int] = ...) -> None: ...
+    fail_on_fallback: bool
+    def __init__(self, contenders: _Optional[_Iterable[_Union[Contender, _Mapping]]] = ..., scenario: _Optional[_Union[Scenario, _Mapping]] = ..., inputs: _Optional[str] = ..., launches: _Optional[_Iterable[int]] = ..., bursts: _Optional[int] = ..., burst_ns: _Optional[int] = ..., min_inferences: _Optional[int] = ..., seed: _Optional[int] = ..., warmup_ns: _Optional[int] = ..., fail_on_fallback: bool = ...) -> None: ...
 
 class MemoryWork(_message.Message):
     __slots__ = ("contender", "inputs", "inferences")
@@ -385,7 +389,7 @@ class BatchResult(_message.Message):
     def __init__(self, batch_size: _Optional[int] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., unavailable: _Optional[str] = ...) -> None: ...
 
 class ContenderResult(_message.Message):
-    __slots__ = ("key", "n", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "load_ns", "first_inference_ns", "warmup_inferences", "placement", "burst_p50_ns", "failure", "disturbed", "left_out", "chosen", "samples_per_s", "batches", "regime", "unsettled")
+    __slots__ = ("key", "n", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "load_ns", "first_inference_ns", "warmup_inferences", "placement", "burst_p50_ns", "failure", "disturbed", "left_out", "chosen", "samples_per_s", "batches", "regime", "unsettled", "provider")
     class PlacementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -419,6 +423,7 @@ class ContenderResult(_message.Message):
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     REGIME_FIELD_NUMBER: _ClassVar[int]
     UNSETTLED_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
     key: str
     n: int
     mean_ns: float
@@ -438,7 +443,8 @@ class ContenderResult(_message.Message):
     batches: _containers.RepeatedCompositeFieldContainer[BatchResult]
     regime: str
     unsettled: int
-    def __init__(self, key: _Optional[str] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., p90_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., first_inference_ns: _Optional[int] = ..., warmup_inferences: _Optional[int] = ..., placement: _Optional[_Mapping[str, int]] = ..., burst_p50_ns: _Optional[_Iterable[int]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., disturbed: _Optional[int] = ..., left_out: _Optional[int] = ..., chosen: _Optional[_Mapping[str, str]] = ..., samples_per_s: _Optional[float] = ..., batches: _Optional[_Iterable[_Union[BatchResult, _Mapping]]] = ..., regime: _Optional[str] = ..., unsettled: _Optional[int] = ...) -> None: ...
+    provider: str
+    def __init__(self, key: _Optional[str] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., p90_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., first_inference_ns: _Optional[int] = ..., warmup_inferences: _Optional[int] = ..., placement: _Optional[_Mapping[str, int]] = ..., burst_p50_ns: _Optional[_Iterable[int]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., disturbed: _Optional[int] = ..., left_out: _Optional[int] = ..., chosen: _Optional[_Mapping[str, str]] = ..., samples_per_s: _Optional[float] = ..., batches: _Optional[_Iterable[_Union[BatchResult, _Mapping]]] = ..., regime: _Optional[str] = ..., unsettled: _Optional[int] = ..., provider: _Optional[str] = ...) -> None: ...
 
 class LatencyResult(_message.Message):
     __slots__ = ("contenders", "resident_together", "samples")
@@ -451,7 +457,7 @@ class LatencyResult(_message.Message):
     def __init__(self, contenders: _Optional[_Iterable[_Union[ContenderResult, _Mapping]]] = ..., resident_together: bool = ..., samples: _Optional[str] = ...) -> None: ...
 
 class MemoryResult(_message.Message):
-    __slots__ = ("key", "peak_rss_bytes", "pss_bytes", "reference_peak_rss_bytes", "reference_pss_bytes", "private_bytes", "reference_private_bytes", "accelerator_bytes", "accelerator")
+    __slots__ = ("key", "peak_rss_bytes", "pss_bytes", "reference_peak_rss_bytes", "reference_pss_bytes", "private_bytes", "reference_private_bytes", "accelerator_bytes", "accelerator", "model_file_bytes")
     KEY_FIELD_NUMBER: _ClassVar[int]
     PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     PSS_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -461,6 +467,7 @@ class MemoryResult(_message.Message):
     REFERENCE_PRIVATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_BYTES_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
     key: str
     peak_rss_bytes: int
     pss_bytes: int
@@ -470,7 +477,8 @@ class MemoryResult(_message.Message):
     reference_private_bytes: int
     accelerator_bytes: int
     accelerator: str
-    def __init__(self, key: _Optional[str] = ..., peak_rss_bytes: _Optional[int] = ..., pss_bytes: _Optional[int] = ..., reference_peak_rss_bytes: _Optional[int] = ..., reference_pss_bytes: _Optional[int] = ..., private_bytes: _Optional[int] = ..., reference_private_bytes: _Optional[int] = ..., accelerator_bytes: _Optional[int] = ..., accelerator: _Optional[str] = ...) -> None: ...
+    model_file_bytes: int
+    def __init__(self, key: _Optional[str] = ..., peak_rss_bytes: _Optional[int] = ..., pss_bytes: _Optional[int] = ..., reference_peak_rss_bytes: _Optional[int] = ..., reference_pss_bytes: _Optional[int] = ..., private_bytes: _Optional[int] = ..., reference_private_bytes: _Optional[int] = ..., accelerator_bytes: _Optional[int] = ..., accelerator: _Optional[str] = ..., model_file_bytes: _Optional[int] = ...) -> None: ...
 
 class EnergyResult(_message.Message):
     __slots__ = ("key", "per_inference_uj", "low_uj", "high_uj", "inferences", "load_watts", "idle_watts", "duration_ns", "updates", "rate_hz", "source", "rail", "includes", "accuracy", "idle_subtracted", "unavailable")
@@ -509,21 +517,23 @@ class EnergyResult(_message.Message):
     def __init__(self, key: _Optional[str] = ..., per_inference_uj: _Optional[float] = ..., low_uj: _Optional[float] = ..., high_uj: _Optional[float] = ..., inferences: _Optional[int] = ..., load_watts: _Optional[float] = ..., idle_watts: _Optional[float] = ..., duration_ns: _Optional[int] = ..., updates: _Optional[int] = ..., rate_hz: _Optional[float] = ..., source: _Optional[str] = ..., rail: _Optional[str] = ..., includes: _Optional[str] = ..., accuracy: _Optional[str] = ..., idle_subtracted: bool = ..., unavailable: _Optional[str] = ...) -> None: ...
 
 class OperatorTime(_message.Message):
-    __slots__ = ("name", "kind", "provider", "mean_ns", "calls")
+    __slots__ = ("name", "kind", "provider", "mean_ns", "calls", "kernel")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     MEAN_NS_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     provider: str
     mean_ns: float
     calls: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., provider: _Optional[str] = ..., mean_ns: _Optional[float] = ..., calls: _Optional[int] = ...) -> None: ...
+    kernel: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., provider: _Optional[str] = ..., mean_ns: _Optional[float] = ..., calls: _Optional[int] = ..., kernel: _Optional[str] = ...) -> None: ...
 
 class ProfileResult(_message.Message):
-    __slots__ = ("key", "operators", "placement", "whole_ns", "source", "unavailable")
+    __slots__ = ("key", "operators", "placement", "whole_ns", "source", "unavailable", "provider")
     class PlacementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -537,13 +547,15 @@ class ProfileResult(_message.Message):
     WHOLE_NS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
     key: str
     operators: _containers.RepeatedCompositeFieldContainer[OperatorTime]
     placement: _containers.ScalarMap[str, int]
     whole_ns: float
     source: str
     unavailable: str
-    def __init__(self, key: _Optional[str] = ..., operators: _Optional[_Iterable[_Union[OperatorTime, _Mapping]]] = ..., placement: _Optional[_Mapping[str, int]] = ..., whole_ns: _Optional[float] = ..., source: _Optional[str] = ..., unavailable: _Optional[str] = ...) -> None: ...
+    provider: str
+    def __init__(self, key: _Optional[str] = ..., operators: _Optional[_Iterable[_Union[OperatorTime, _Mapping]]] = ..., placement: _Optional[_Mapping[str, int]] = ..., whole_ns: _Optional[float] = ..., source: _Optional[str] = ..., unavailable: _Optional[str] = ..., provider: _Optional[str] = ...) -> None: ...
 
 class AccuracyResult(_message.Message):
     __slots__ = ("key", "outputs", "golden", "n")

@@ -1,0 +1,172 @@
+"""One contender in a launch: its call, its inputs in turn, its warm-up, and what it showed. Runs in the child."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Feeds = dict[str, NDArray[Any]]
+Run = Callable[[Feeds], Any]
+
+MOST_SAMPLES = 500_000  # of one contender in one launch: four of them fit into an answer
+_AGREEMENT = 0.02  # warm: the medians of the last bursts lie within 2 %
+_WARM_BURSTS = 3
+_WARM_PARTS = 20  # of the longest warm-up, whatever the length of the plan's bursts: an inference or two agree by chance
+_SETTLE_SLICE_S = 0.01  # the kernel brings CPU clocks of running threads up to date at its tick, 4 ms or 10 ms
+_SETTLE_LIMIT_S = 0.2
+_BUSY_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a launch is timed; see `edgefarm.model.LatencyWork` and `Scenario`. `seed` is that of (work, launch)."""
+
+    bursts: int
+    burst_ns: int
+    min_inferences: int
+    warmup_ns: int
+    seed: str
+    kind: str = "paced"
+    rate_per_s: float | None = None
+    batch_sizes: Sequence[int] = ()
+    duration_ns: int = 0
+
+
+@dataclass
+class Timed:
+    """What one contender showed: nanoseconds per inference, all bursts.
+
+    Attributes:
+        disturbed: for each sample, whether the process lost the CPU to another while it ran.
+        lengths: samples of each burst; of a stretch, which has no bursts, empty.
+        sizes: for each sample the rows of its batch, where they differ (`offline`); then a sample is a whole batch.
+        batch_lengths: batch size -> samples of each of its bursts.
+        refused: batch size -> why the model can't be run with it.
+        served: for each sample the time of the inference alone, where the sample has more in it (`server`: the wait in the queue).
+        elapsed_ns: how long requests were served (`server`).
+        overloaded: requests came faster than they can be served (`server`).
+        cycle: inputs whose shapes differ take different times, this many in turn; else 1.
+    """
+
+    samples: list[int] = field(default_factory=list)
+    disturbed: list[bool] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    warmup_inferences: int = 0
+    sizes: list[int] = field(default_factory=list)
+    batch_lengths: dict[int, list[int]] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+    served: list[int] = field(default_factory=list)
+    elapsed_ns: int = 0
+    overloaded: bool = False
+    cycle: int = 1
+
+    def add(self, times: Sequence[int], disturbed: Sequence[bool]) -> None:
+        """One burst more."""
+        self.samples += times
+        self.disturbed += disturbed
+        self.lengths.append(len(times))
+
+
+class Lane:
+    """One contender: its call, and its inputs in turn.
+
+    Args:
+        run: one inference.
+        feeds: its inputs, at least one.
+        axes: input -> length of its batch axis, None where the model takes any; of no use but to `offline`.
+
+    Attributes:
+        spins: its threads go on computing after an inference.
+        typical_ns: median of the last warm-up burst.
+    """
+
+    def __init__(self, run: Run, feeds: Sequence[Feeds], axes: Mapping[str, int | None] | None = None) -> None:
+        self.run, self.feeds, self.position = run, feeds, 0
+        self.axes = axes or {}
+        self.spins = False
+        self.typical_ns = 0
+
+    @property
+    def cycle(self) -> int:
+        """See `Timed.cycle`."""
+        shapes = {tuple((name, np.shape(value)) for name, value in feeds.items()) for feeds in self.feeds}
+        return len(self.feeds) if len(shapes) > 1 else 1
+
+    def next(self) -> Feeds:
+        """The inputs that are due."""
+        feeds = self.feeds[self.position]
+        self.position = (self.position + 1) % len(self.feeds)
+        return feeds
+
+    def burst(self, length_ns: int, least: int, period_ns: int = 0) -> tuple[list[int], list[bool]]:
+        """Times inferences until both `length_ns` and `least` are reached; one starts every `period_ns` at the soonest.
+
+        In between it sleeps, as a program that waits for a camera does; how late it wakes up is not part of a latency.
+
+        Returns nanoseconds, and whether each was disturbed.
+        """
+        now, run, switches = time.perf_counter_ns, self.run, involuntary_switches
+        times: list[int] = []
+        disturbed: list[bool] = []
+        begin = due = now()
+        while True:
+            feeds = self.next()
+            before = switches()
+            started = now()
+            run(feeds)
+            ended = now()
+            times.append(ended - started)
+            disturbed.append(switches() != before)
+            if ended - begin >= length_ns and len(times) >= least:
+                return times, disturbed
+            if period_ns:
+                due = max(due + period_ns, ended)
+                sleep_until(due)
+
+    def warm_up(self, plan: Plan) -> int:
+        """Short bursts until the medians of the last three agree, or `warmup_ns` is over; returns the number of inferences, at least 1."""
+        end = time.perf_counter_ns() + plan.warmup_ns
+        medians: list[float] = []
+        count = 0
+        while True:
+            times, _ = self.burst(plan.warmup_ns // _WARM_PARTS, 1)
+            count += len(times)
+            medians.append(median(times))
+            last = medians[-_WARM_BURSTS:]
+            agree = len(last) == _WARM_BURSTS and max(last) <= min(last) * (1 + _AGREEMENT)
+            if agree or time.perf_counter_ns() >= end:
+                self.typical_ns = round(medians[-1])
+                return count
+
+
+def burns_cpu() -> bool:
+    """Whether threads of this process go on computing although it was asked for nothing."""
+    before = time.process_time()
+    time.sleep(_SETTLE_SLICE_S)
+    return time.process_time() - before > _BUSY_SHARE * _SETTLE_SLICE_S
+
+
+def settle() -> None:
+    """Waits until the other contender's threads have stopped spinning."""
+    end = time.perf_counter() + _SETTLE_LIMIT_S
+    while burns_cpu() and time.perf_counter() < end:
+        pass
+
+
+def sleep_until(moment_ns: int) -> None:
+    """Gives the CPU away until then."""
+    left = moment_ns - time.perf_counter_ns()
+    if left > 0:
+        time.sleep(left / 1e9)
+
+
+def involuntary_switches() -> int:
+    """How often threads of this process lost a CPU that they still wanted, so far (getrusage(2))."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
