@@ -58,11 +58,11 @@ def interruption(launch: Launch) -> Iterator[Doubt]:
 
 def contention(conditions: Conditions) -> Iterator[Doubt]:
     """The runner had to wait for a CPU, in all or in one of its windows, much enough to spoil one launch."""
-    worst = _trace(conditions, "waiting_ratio")
-    if conditions.waited is not None and conditions.waited > _WAITED_MUCH:
-        yield Doubt(Verdict.INTERFERED, f"the runner waited for a CPU {conditions.waited:.0%} of its time{_load(conditions)}")
-    elif worst is not None and worst.high > _WAITED_WORST:
-        yield Doubt(Verdict.INTERFERED, f"the runner waited for a CPU {worst.high:.0%} of its time in the worst moment{_load(conditions)}")
+    share, worst = _for_others(conditions), _trace(conditions, "waiting_ratio")
+    if share is not None and share > _WAITED_MUCH:
+        yield Doubt(Verdict.INTERFERED, f"the runner waited for a CPU {share:.0%} of its time{_load(conditions)}")
+    elif worst is not None and (moment := _at_most(worst.high, conditions.others_cpu_peak)) > _WAITED_WORST:
+        yield Doubt(Verdict.INTERFERED, f"the runner waited for a CPU {moment:.0%} of its time in the worst moment{_load(conditions)}")
 
 
 def spoilt(launch: Launch, scenario: str = "paced") -> Doubt | None:
@@ -76,9 +76,21 @@ def spoilt(launch: Launch, scenario: str = "paced") -> Doubt | None:
 
 
 def waited(launches: Sequence[Launch]) -> float | None:
-    """Mean share of their time that the runners waited for a CPU; None where no kernel told."""
-    shares = [x.conditions.waited for x in launches if x.conditions.waited is not None]
+    """Mean share of their time that the runners waited for others' sake; None where no kernel told."""
+    shares = [share for x in launches if (share := _for_others(x.conditions)) is not None]
     return fmean(shares) if shares else None
+
+
+def _for_others(conditions: Conditions) -> float | None:
+    """Share of its time that a runner waited because of others: they can't have been in the way longer than they ran.
+
+    What it waited beyond that it waited for threads of its own, e.g. those that spin for work on a device with as many cores.
+    """
+    return None if conditions.waited is None else _at_most(conditions.waited, conditions.others_cpu)
+
+
+def _at_most(share: float, others_cpu: float | None) -> float:
+    return share if others_cpu is None else min(share, others_cpu)
 
 
 def others(launches: Sequence[Launch]) -> str:

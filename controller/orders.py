@@ -23,11 +23,13 @@ from edgefarm.model import (
 )
 from edgefarm.statistics import percentile_floor
 
-BURSTS = 8
+BURSTS = 40  # the runner makes fewer, at least `LEAST_BURSTS`, where inferences take longer than these are
+LEAST_BURSTS = 8
 SCREENED = 1  # launches of a screening
 PERCENTILE_LAUNCHES = 10  # that the count of a percentile is spread over
-_BURST_NS, _SCREEN_BURST_NS = 20_000_000, 15_000_000
-_LEAST_INFERENCES, _LEAST_BURSTS = 3, 3
+_BURST_NS, _SCREEN_BURST_NS = 4_000_000, 3_000_000
+_LEAST_INFERENCES, _LEAST_AT_A_RATE = 3, 3
+_AT_A_RATE_NS = 20_000_000
 _PACED_LAUNCH_NS = 5 * 10**9  # of one contender at a camera's rate: slower rates get fewer bursts
 _SERVER_NS = 2 * 10**9  # of a launch under random arrivals, where the user names none
 _PERCENTILES = {"latency_p90": 0.9, "latency_p99": 0.99, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
@@ -95,8 +97,8 @@ def _latency(group: Group, entries: Sequence[Entry], launches: Sequence[int], bu
         contenders.append(Contender(control, group.baseline.candidate))
     scenario, bursts, least = group.scenario, BURSTS, _least_inferences(group)
     if scenario.kind == "paced" and scenario.rate_per_s:
-        burst_ns = max(burst_ns, math.ceil(least * 1e9 / scenario.rate_per_s))
-        bursts = min(BURSTS, max(_LEAST_BURSTS, _PACED_LAUNCH_NS // burst_ns))
+        burst_ns = max(_AT_A_RATE_NS, math.ceil(least * 1e9 / scenario.rate_per_s))
+        bursts = min(LEAST_BURSTS, max(_LEAST_AT_A_RATE, _PACED_LAUNCH_NS // burst_ns))
     if scenario.kind == "server" and not scenario.duration_ns:
         scenario = replace(scenario, duration_ns=_server_ns(group))
     return LatencyWork(
@@ -114,7 +116,7 @@ def _latency(group: Group, entries: Sequence[Entry], launches: Sequence[int], bu
 def _least_inferences(group: Group) -> int:
     """Inferences per burst so that ten launches carry the highest percentile that the user asks for."""
     needed = max(map(percentile_floor, percentiles_asked(group)), default=0)
-    return max(_LEAST_INFERENCES, -(-needed // (PERCENTILE_LAUNCHES * BURSTS)))
+    return max(_LEAST_INFERENCES, -(-needed // (PERCENTILE_LAUNCHES * LEAST_BURSTS)))
 
 
 def _server_ns(group: Group) -> int:

@@ -30,8 +30,9 @@ from edgefarm.statistics import mean_interval, percentile_floor
 CONTENDERS = 4  # of a round, the baseline among them
 FINALISTS = CONTENDERS - 1
 ROUND = 5  # fresh launches of one order: a block
-LAUNCHES = 20  # of one contender, at most, spoilt ones not counted
-_TRIED = 30  # the same, with the spoilt ones
+LAUNCHES = 10  # of one contender, at most, spoilt ones not counted
+FIELD = 5  # candidates that may enter, in the order of their promise: those behind are screened as slower
+_TRIED = 15  # launches of one contender, with the spoilt ones
 LOOKS = _TRIED // ROUND
 ERROR_RATE = 0.05  # at most so often the truly best leaves
 EQUAL = 0.02  # the leader may be so much slower than another: more launches would not matter to anybody
@@ -240,7 +241,11 @@ class _Race:
         for entry in self.field:
             if entry.key in self.launches or entry.key in self.left | without:
                 continue
-            if len(ready) + len(unknown) >= places or (best is None and len(unknown) >= len(self.group.devices) and self.speed):
+            if (
+                len(self.launches) + len(ready) + len(unknown) >= FIELD
+                or len(ready) + len(unknown) >= places
+                or (best is None and len(unknown) >= len(self.group.devices) and self.speed)
+            ):
                 break
             if self.speed and best is not None and not self._close(entry, best):
                 continue

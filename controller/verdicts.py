@@ -24,6 +24,7 @@ _SMALL_EFFECT = 0.22  # logarithm of a ratio: below 1.25x one spoilt launch may 
 _PAIRED_BURSTS = 4  # least number of which an interquartile mean leaves some
 _DISTURBED_BURSTS = 0.25  # of a contender's inferences: above, medians of its bursts may be of disturbed ones
 _LEAST_CLEAN = 5  # launches, of which an interval can be made
+_STRETCHES = (SUSTAINED, "server")  # scenarios in which contenders don't take turns
 _DISTURBED_LIMIT = 0.35  # of the inferences that make the numbers; a median stands less than half of them
 
 
@@ -130,7 +131,9 @@ def verdict(
         return (seen.verdict, seen.text) if seen else (Verdict.STABLE, "it keeps up with the rate of requests, the reference can't")
     seen = _of_conditions(launches, effect, scenario)
     if seen is None and control:
-        seen = _of_control(control, objective)
+        seen = _of_control(control, objective, effect)
+    if seen is None:
+        seen = _of_shape(launches, scenario)
     return _verdict(launches, seen, ratio, noise_limit(ratio), "speed-up", scenario)
 
 
@@ -144,7 +147,7 @@ def verdict_of_reference(launches: Sequence[Launch], *, scenario: str = "paced")
     """The verdict on the reference's own latency. It has no ratio, so load between launches counts in full."""
     if _overloaded([x.reference for x in launches]):
         return Verdict.UNSTEADY, "it can't keep up with the rate at which requests arrive: latencies grow as long as one looks"
-    seen = _of_conditions(launches, 0.0, scenario)
+    seen = _of_conditions(launches, 0.0, scenario) or _of_shape(launches, scenario, alone=True)
     return _verdict(launches, seen, latency(launches).p50, _REFERENCE_LIMIT, "latency", scenario)
 
 
@@ -172,10 +175,14 @@ def _of_conditions(launches: Sequence[Launch], effect: float, scenario: str) -> 
     return None
 
 
-def _of_control(control: Sequence[Launch], objective: str) -> Doubt | None:
-    """Two copies of one model that seem to differ: whatever made them do so is in the other ratios as well."""
+def _of_control(control: Sequence[Launch], objective: str, effect: float) -> Doubt | None:
+    """Two copies of one model that seem to differ: whatever made them do so is in the other ratios as well.
+
+    It counts where it may be a third of the effect; a model twice as fast is that beside a floor of a few percent too.
+    """
     ratio = speedup(control, objective=objective)
-    if ratio.known and (ratio.low > 1 + _CONTROL_MARGIN or ratio.high < 1 - _CONTROL_MARGIN):
+    differ = ratio.known and (ratio.low > 1 + _CONTROL_MARGIN or ratio.high < 1 - _CONTROL_MARGIN)
+    if differ and max(math.log(ratio.high), -math.log(ratio.low)) > effect / 3:
         text = f"two copies of the reference differ by {abs(ratio.value - 1):.1%} (ratio {ratio.low:.3f} to {ratio.high:.3f})"
         return Doubt(Verdict.NOISY, text)
     return None
@@ -191,27 +198,31 @@ def _verdict(
         return _why_noisy(launches, half, what)
     if (share := _disturbed_share(launches)) > _DISTURBED_LIMIT:
         return Verdict.INTERFERED, f"{share:.0%} of the inferences lost the CPU to other processes, and too few did not"
-    if doubt := _unsteady(launches, scenario):
-        return doubt.verdict, doubt.text
     if drift := _drift(launches):
         return Verdict.UNSTEADY, drift
     return Verdict.STABLE, f"{what} known to +-{half:.1%} from {len(launches)} launches{_remarks(launches, scenario)}"
 
 
-def _unsteady(launches: Sequence[Launch], scenario: str) -> Doubt | None:
+def _of_shape(launches: Sequence[Launch], scenario: str, *, alone: bool = False) -> Doubt | None:
     """What the shape of the samples over time says, where nobody was in the way: then it is the model's, or the device's own.
 
-    `unsteady` and `slowdown` as in `edgefarm.statistics.regimes`, in most launches, of the candidate or of its reference.
+    `unsteady` and `slowdown` as in `edgefarm.statistics.regimes`, in most launches, of the candidate or of its reference. Where bursts
+    take turns both sides meet the same levels, and the spread of the launches' ratios tells what that leaves open; it counts for
+    latencies by themselves (`alone`) and where each side has a stretch of its own.
     """
     if (doubts.waited(launches) or 0.0) > doubts.WAITED or doubts.others(launches):
         return None
+    hot = doubts.began_hot(launches)
     for name, results in (("", [x.result for x in launches]), ("the reference: ", [x.reference for x in launches])):
+        if scenario != SUSTAINED and hot and _mostly(results, "slowdown"):
+            text = f"{name}became slower during most launches; they began above the temperature that was waited for"
+            return Doubt(Verdict.THROTTLED, text)
+        if not alone and scenario not in _STRETCHES:
+            continue
         if _mostly(results, "unsteady"):
             return Doubt(Verdict.UNSTEADY, f"{name}no steady state, or two of them, in most launches: a median says little")
         if scenario != SUSTAINED and _mostly(results, "slowdown"):
-            hot = doubts.began_hot(launches)
-            why = "; they began above the temperature that was waited for" if hot else ""
-            return Doubt(Verdict.THROTTLED if hot else Verdict.UNSTEADY, f"{name}became slower during most launches{why}")
+            return Doubt(Verdict.UNSTEADY, f"{name}became slower during most launches")
     return None
 
 
@@ -226,6 +237,8 @@ def _overloaded(results: Sequence[ContenderResult]) -> bool:
 def _remarks(launches: Sequence[Launch], scenario: str) -> str:
     """What belongs to a number that may be believed."""
     found = []
+    if _mostly([x.result for x in launches], "unsteady"):
+        found.append("its own latency has no single level in most launches")
     if doubts.began_hot(launches):
         found.append("begun above the temperature that was waited for")
     reasons = sorted({doubt.text for launch in launches for doubt in doubts.throttling(launch.conditions)})

@@ -18,6 +18,7 @@ from agent.runner.lanes import Lane, Plan, Timed, burns_cpu, settle, sleep_until
 from agent.runtimes import RuntimeFailure
 from edgefarm.model import FailureKind
 
+_LEAST_BURSTS = 8
 _Load = Callable[[Mapping[str, Lane], Plan, random.Random, Mapping[str, Timed]], None]
 
 
@@ -43,9 +44,23 @@ def run_launch(lanes: Mapping[str, Lane], plan: Plan) -> dict[str, Timed]:
 
 
 def _paced(lanes: Mapping[str, Lane], plan: Plan, order: random.Random, timed: Mapping[str, Timed]) -> None:
-    if any(lane.spins for lane in lanes.values()):  # then each switch costs a wait: half as many, for bursts twice as long
-        plan = replace(plan, bursts=-(-plan.bursts // 2), burst_ns=2 * plan.burst_ns, min_inferences=2 * plan.min_inferences)
-    _interleaved(lanes, plan, order, timed)
+    _interleaved(lanes, _suited(plan, lanes), order, timed)
+
+
+def _suited(plan: Plan, lanes: Mapping[str, Lane]) -> Plan:
+    """As many bursts as the plan's time holds where single inferences make them longer than they are meant to be, at least eight.
+
+    Where threads spin each switch costs a wait: half as many again, twice as long.
+    """
+    whole_ns = plan.bursts * plan.burst_ns
+    longest_ns = max(plan.burst_ns, plan.min_inferences * max(lane.typical_ns for lane in lanes.values()))
+    spins = any(lane.spins for lane in lanes.values())
+    least = min(plan.bursts, _LEAST_BURSTS)
+    bursts = least if spins else max(least, min(plan.bursts, whole_ns // longest_ns))
+    if not spins:
+        return replace(plan, bursts=bursts)
+    half = -(-bursts // 2)
+    return replace(plan, bursts=half, burst_ns=whole_ns // half, min_inferences=2 * plan.min_inferences)
 
 
 def _interleaved(lanes: Mapping[str, Lane], plan: Plan, order: random.Random, timed: Mapping[str, Timed]) -> None:
@@ -85,6 +100,7 @@ def _offline(lanes: Mapping[str, Lane], plan: Plan, order: random.Random, timed:
             except batches.NoBatch as error:
                 timed[key].refused[size] = str(error)
             else:
+                batched.typical_ns = lane.typical_ns * size
                 inner[f"{key}/{size}"], sizes[f"{key}/{size}"] = batched, (key, size)
         if len(timed[key].refused) == len(set(plan.batch_sizes or (1,))):
             reasons = "; ".join(f"{size}: {reason}" for size, reason in timed[key].refused.items())

