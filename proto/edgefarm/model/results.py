@@ -90,7 +90,8 @@ class ContenderResult:
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """One launch. `samples`: digest of the raw samples (npz: `KEY`: uint64[n] of nanoseconds, `KEY.disturbed`: bool[n])."""
+    """One launch. `samples`: digest of the raw samples (npz: `KEY`: uint64[n] of nanoseconds, `KEY.disturbed`: bool[n]; under
+    `offline` `KEY.batch`: rows of each)."""
 
     contenders: tuple[ContenderResult, ...]
     resident_together: bool = True
