@@ -19,9 +19,13 @@ _SPIN = "while True: pass"
 
 @contextlib.contextmanager
 def stress(per_core: int = 2) -> Iterator[None]:
-    """Processes that want all of the CPUs that this one may use, several times over."""
+    """Processes that want all of the CPUs that this one may use, several times over; each a session, as services are.
+
+    The kernel shares a CPU between sessions first (autogroup): those of one session together get no more than a runner does.
+    """
     count = per_core * len(os.sched_getaffinity(0))
-    processes = [subprocess.Popen([sys.executable, "-S", "-c", _SPIN], stdin=subprocess.DEVNULL) for _ in range(count)]
+    command = [sys.executable, "-S", "-c", _SPIN]
+    processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
