@@ -21,7 +21,7 @@ from edgefarm import hostlock
 from edgefarm.digest import atomic_write, canonical_json
 from edgefarm.errors import UserError
 from edgefarm.model import FailureKind
-from optimizer import checks
+from optimizer import checks, threads
 from optimizer.dataset import Dataset
 from optimizer.io_maps import as_json, feeds, from_json
 from optimizer.passes import Changed, Context, Pass, PassFailure, load_path
@@ -67,7 +67,7 @@ def _reply(request: PassRequest, work: Path) -> PassReply:
 
 def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, str]:
     """What the pass says, and the format that it wrote."""
-    _silence_telemetry()
+    _settle_onnxruntime()
     (work / PHASE).write_text("pass")
     out, scratch = work / "out", work / "scratch"
     out.mkdir()
@@ -101,13 +101,14 @@ def _crashed(error: Exception) -> PassReply:
     return PassReply("failed", FailureKind.CRASH.value, f"{type(error).__name__}: {text[:500]} ({place})")
 
 
-def _silence_telemetry() -> None:
-    """Some wheels of ONNX Runtime report home; the environment variable and the call together keep all of them quiet."""
+def _settle_onnxruntime() -> None:
+    """Some wheels report home; the environment variable and the call together keep all of them quiet. Sessions get one thread."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     with contextlib.suppress(ImportError):
         import onnxruntime
 
         onnxruntime.disable_telemetry_events()
+        threads.limit_sessions(onnxruntime)
 
 
 def _die_with_parent() -> None:

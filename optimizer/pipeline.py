@@ -18,6 +18,7 @@ from edgefarm.model import Artifact, Failure, FailureKind, Io, Scalar, Stage
 from optimizer.cache import Cache, Entry, Key
 from optimizer.checks import VERSION as CHECKS_VERSION
 from optimizer.dataset import Dataset
+from optimizer.forked import Forks
 from optimizer.io_maps import as_json, chain, from_json
 from optimizer.lineage import LineageStep
 from optimizer.passes import PASSES, Pass, load_pass, missing_tools
@@ -135,12 +136,20 @@ class Pipeline:
         """
         with ExitStack() as stack:
             work = stack.enter_context(self.cache.workspace())
-            executor = self._executor or stack.enter_context(ThreadPoolExecutor(self._workers, "pass"))
+            submit = self._submitting(stack, work)
             given = {other.artifact.digest: str(other.path.absolute()) for other in others}
-            run = _Run(self, source, plans, _inputs_only(calibration), _inputs_only(probe), on_event, work, executor, retry, given)
+            run = _Run(self, source, plans, _inputs_only(calibration), _inputs_only(probe), on_event, work, submit, retry, given)
             stack.callback(run.stop)  # before the executor waits for its threads
             run.finish(cancelled)
         return _merged(run.outcomes())
+
+    def _submitting(self, stack: ExitStack, work: Path) -> Callable[[PassRequest], Future[PassReply]]:
+        """What starts a pass; `stack` closes what that takes."""
+        if (given := self._executor) is not None:
+            return lambda request: given.submit(run_pass, request)
+        forks = stack.enter_context(Forks(work))
+        pool = stack.enter_context(ThreadPoolExecutor(self._workers, "pass"))
+        return lambda request: pool.submit(run_pass, request, forks.start)
 
 
 def _inputs_only(samples: Dataset | None) -> Dataset | None:
@@ -178,7 +187,7 @@ class _Run:
     probe: Dataset | None
     on_event: Callable[[Event], None]
     work: Path
-    executor: Executor
+    submit: Callable[[PassRequest], Future[PassReply]]
     retry: bool = False
     given: Mapping[str, str] = field(default_factory=dict)
     courses: list[_Course] = field(default_factory=list)
@@ -270,7 +279,7 @@ class _Run:
             given=self.given,
         )
         self.on_event(Event("started", course.plan.name, key.pass_name))
-        self.running[self.executor.submit(run_pass, request)] = (key, course, request)
+        self.running[self.submit(request)] = (key, course, request)
 
     def _take(self, future: Future[PassReply]) -> None:
         """Stores the end of a step."""

@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgefarm.digest import atomic_write, canonical_json
 from edgefarm.model import FailureKind, Scalar
+from optimizer import threads
 
 PHASE = "phase"
+REQUEST = "request.json"
 REPLY = "reply.json"
-_LOG = "log"
+LOG = "log"
 _POLL_S = 0.02
 
 
@@ -84,43 +86,83 @@ class PassReply:
         return replace(self, seconds=round(seconds, 3))
 
 
-def run_pass(request: PassRequest) -> PassReply:
-    """Runs one pass in a process of its own and waits for it. Never raises for what the pass does."""
+class Child(Protocol):
+    """A process that runs the pass of one folder, in a session of its own."""
+
+    def wait(self, timeout: float) -> int | None:
+        """Waits at most `timeout` seconds. Returns the exit code, a signal as its negative number; None while the pass runs."""
+        ...
+
+    def end(self) -> int:
+        """Ends the whole session (a pass may have started programs) and reaps it. Returns the exit code."""
+        ...
+
+
+def run_pass(request: PassRequest, start: Callable[[Path], Child] | None = None) -> PassReply:
+    """Runs one pass in a process of its own and waits for it. Never raises for what the pass does.
+
+    Args:
+        start: starts the process for a folder that holds REQUEST; by default a new interpreter.
+    """
     work = Path(request.work_dir)
     work.mkdir(parents=True)
-    atomic_write(work / "request.json", canonical_json(asdict(request)))
+    atomic_write(work / REQUEST, canonical_json(asdict(request)))
     (work / PHASE).write_text("wait")
     started = time.monotonic()
-    with (work / _LOG).open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "optimizer.pass_process", "request.json"],
-            cwd=work,
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            stopped = _watch(child, request)
-        finally:
-            _end(child)
-    reply = stopped or _read(work, child.returncode)
+    child = (start or spawn)(work)
+    try:
+        stopped = _watch(child, request)
+    finally:
+        code = child.end()
+    reply = stopped or _read(work, code)
     return reply if reply.seconds else reply.took(time.monotonic() - started)
 
 
-def _environment() -> dict[str, str]:
+def spawn(work: Path) -> Child:
+    """Starts the pass of the folder `work` in a new interpreter."""
+    with (work / LOG).open("wb") as log:
+        return _Spawned(
+            subprocess.Popen(
+                [sys.executable, "-m", "optimizer.pass_process", REQUEST],
+                cwd=work,
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        )
+
+
+def environment() -> dict[str, str]:
     """Sets of strings in libraries keep their order, so equal input gives equal bytes; no library reports home."""
-    return {**os.environ, "PYTHONHASHSEED": "0", "ORT_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, **threads.ENVIRONMENT, "PYTHONHASHSEED": "0", "ORT_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _watch(child: subprocess.Popen[bytes], request: PassRequest) -> PassReply | None:
+@dataclass(frozen=True)
+class _Spawned:
+    process: subprocess.Popen[bytes]
+
+    def wait(self, timeout: float) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
+        return self.process.returncode
+
+    def end(self) -> int:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return code
+
+
+def _watch(child: Child, request: PassRequest) -> PassReply | None:
     """Waits for the end; a reply if the pass had to be stopped."""
     phase = Path(request.work_dir) / PHASE
     running_since: float | None = None
     while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(_POLL_S)
+        if child.wait(_POLL_S) is not None:
             return None
         if Path(request.cancel).exists():
             return PassReply("cancelled", transient=True)
@@ -133,15 +175,6 @@ def _watch(child: subprocess.Popen[bytes], request: PassRequest) -> PassReply | 
             return PassReply("failed", FailureKind.TIMEOUT.value, detail, request.timeout_s)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends the child's whole session (a pass may have started programs) and reaps it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    if child.stdin is not None:
-        child.stdin.close()
-
-
 def _read(work: Path, returncode: int) -> PassReply:
     """The child's own reply, whole or absent; a crash after it was written does not matter."""
     try:
@@ -149,7 +182,7 @@ def _read(work: Path, returncode: int) -> PassReply:
     except FileNotFoundError:
         pass
     phase = "checking its output" if (work / PHASE).read_text() == "check" else "running"
-    tail = (work / _LOG).read_text(errors="replace").strip().splitlines()[-3:]
+    tail = (work / LOG).read_text(errors="replace").strip().splitlines()[-3:]
     said = f"; it said: {' | '.join(tail)[-300:]}" if tail else ""
     if returncode == -signal.SIGKILL:
         return PassReply("failed", FailureKind.OOM.value, f"killed while {phase}, most likely for lack of memory{said}", transient=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +19,22 @@ from optimizer.passes import Changed, PassFailure, PassParameters
 
 class FakeParameters(PassParameters):
     how: Literal[
-        "copy", "hang", "signal", "exit", "killed", "raise", "memory", "refuse", "nothing", "garbage", "nan", "rename", "wrong", "print"
+        "copy",
+        "hang",
+        "freeze",
+        "signal",
+        "exit",
+        "killed",
+        "raise",
+        "memory",
+        "refuse",
+        "nothing",
+        "garbage",
+        "nan",
+        "rename",
+        "wrong",
+        "print",
+        "program",
     ] = "copy"
     mark: str = ""
 
@@ -42,6 +61,12 @@ class FakePass:
         how = parameters.how
         if how == "hang":
             threading.Event().wait()
+        elif how == "freeze":
+            ctypes.PyDLL(None).pause()  # in a library, none of Python's threads runs
+        elif how == "program":
+            program = subprocess.Popen(["sleep", "600"])
+            Path(parameters.mark).write_text(f"{program.pid}")
+            shutil.copy(source, target)
         elif how == "signal":
             os.kill(os.getpid(), signal.SIGSEGV)
         elif how == "killed":
@@ -68,6 +93,35 @@ class FakeNormaliser(FakePass):
 
     name: ClassVar[str] = "fake_normaliser"
     must_change: ClassVar[bool] = False
+
+
+class FakeWitness(FakePass):
+    """Writes what it sees around itself to `mark`, as JSON, and how many threads the sessions get that it and others open."""
+
+    name: ClassVar[str] = "fake_witness"
+
+    def run(self, source: Path, out_dir: Path, parameters: FakeParameters, calibration: Any, context: Any) -> Changed:
+        import onnxruntime
+
+        asked = onnxruntime.SessionOptions()
+        asked.intra_op_num_threads = 4
+        opened = [onnxruntime.InferenceSession(str(source), *options) for options in ((), (onnxruntime.SessionOptions(),), (asked,))]
+        seen = {
+            "pid": os.getpid(),
+            "parent": os.getppid(),
+            "session": os.getsid(0),
+            "folder": os.getcwd(),
+            "hash_seed": (sys.flags.hash_randomization, os.environ["PYTHONHASHSEED"]),
+            "oom_score": int(Path("/proc/self/oom_score_adj").read_text()),
+            "files": sorted(
+                {os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")}
+            ),
+            "session_threads": [session.get_session_options().intra_op_num_threads for session in opened],
+            "library_threads": {name: value for name, value in os.environ.items() if name.endswith("_NUM_THREADS")},
+        }
+        Path(parameters.mark).write_text(json.dumps(seen))
+        print("seen")
+        return super().run(source, out_dir, FakeParameters(how="print"), calibration, context)
 
 
 class FakeInteger(FakePass):

@@ -146,8 +146,11 @@ FAILURES = {
 }
 
 
-def test_failures_are_values_and_do_not_end_the_run(lines: Pipeline, source: Source) -> None:
-    *failed, last = run(lines, source, *map(fake, FAILURES), fake("print"))
+@pytest.mark.parametrize("forked", [True, False], ids=["forked", "spawned"])
+def test_failures_are_values_and_do_not_end_the_run(source: Source, tmp_path: Path, forked: bool) -> None:
+    with ThreadPoolExecutor(2) as mine:
+        lines = Pipeline(tmp_path / "cache", 2, None if forked else mine, tmp_path / "lock", timeout_s=60)
+        *failed, last = run(lines, source, *map(fake, FAILURES), fake("print"))
     assert isinstance(last, Variant)
     for outcome, (kind, detail) in zip(failed, FAILURES.values()):
         assert isinstance(outcome, Failed)
@@ -210,7 +213,7 @@ def test_cache_keys(lines: Pipeline, source: Source, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["content", "size", "missing", "folder", "entry", "half"])
 def test_a_damaged_cache_is_not_believed(lines: Pipeline, source: Source, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def instead(request: PassRequest) -> PassReply:
+    def instead(request: PassRequest, start: object) -> PassReply:
         out = Path(request.work_dir) / "out"
         out.mkdir(parents=True)
         zoo.save(zoo.dirty_net(), out / "model.onnx")
@@ -284,11 +287,12 @@ def test_a_killed_command_leaves_no_process_and_no_entry(source: Source, tmp_pat
     """
     command = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
     assert _until(lambda: mark.exists() and bool(mark.read_text()), seconds=30)
-    child = psutil.Process(int(mark.read_text().split()[0]))
+    children = psutil.Process(command.pid).children(recursive=True)
+    assert int(mark.read_text().split()[0]) in [child.pid for child in children]
     os.kill(command.pid, signal.SIGKILL)
     command.wait()
-    psutil.wait_procs([child], timeout=10)
-    assert not child.is_running()
+    psutil.wait_procs(children, timeout=10)
+    assert [child for child in children if child.is_running()] == []
     cache = tmp_path / "cache"
     assert list((cache / "steps").iterdir()) == []
     assert len(list((cache / "work").iterdir())) == 1
@@ -306,13 +310,16 @@ def test_external_data(lines: Pipeline, tmp_path: Path) -> None:
 
 def test_a_callers_executor_is_used_and_left_open(source: Source, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as mine:
-        (outcome,) = run(Pipeline(tmp_path / "cache", executor=mine, lock_path=tmp_path / "lock"), source, fake("print"))
+        (outcome,) = run(Pipeline(tmp_path / "cache", executor=mine, lock_path=tmp_path / "lock"), source, STATIC)
         assert mine.submit(int, "7").result() == 7
     assert isinstance(outcome, Variant)
+    (forked,) = run(Pipeline(tmp_path / "other", lock_path=tmp_path / "lock"), source, STATIC)
+    assert isinstance(forked, Variant)
+    assert forked.artifact == outcome.artifact
 
 
 def test_a_full_disk_is_a_storage_error(lines: Pipeline, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "run_pass", lambda request: PassReply("storage", detail="No space left on device", transient=True))
+    monkeypatch.setattr(pipeline, "run_pass", lambda request, start: PassReply("storage", detail="No space left on device", transient=True))
     with pytest.raises(StorageError, match="No space left on device"):
         run(lines, source, fake("print"))
 
