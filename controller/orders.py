@@ -23,11 +23,12 @@ from edgefarm.model import (
 )
 from edgefarm.statistics import percentile_floor
 
-BURSTS = 40  # the runner makes fewer, at least `LEAST_BURSTS`, where inferences take longer than these are
+BURSTS = 320  # the runner makes fewer and longer ones, at least `LEAST_BURSTS`, where some inferences take longer than these are
 LEAST_BURSTS = 8
+_SCREEN_BURSTS = 144  # what ranks needs no more
 SCREENED = 1  # launches of a screening
 PERCENTILE_LAUNCHES = 10  # that the count of a percentile is spread over
-_BURST_NS, _SCREEN_BURST_NS = 4_000_000, 3_000_000
+_BURST_NS = 500_000
 _LEAST_INFERENCES, _LEAST_AT_A_RATE = 3, 3
 _AT_A_RATE_NS = 20_000_000
 _PACED_LAUNCH_NS = 5 * 10**9  # of one contender at a camera's rate: slower rates get fewer bursts
@@ -41,7 +42,7 @@ def screening(group: Group, entries: Sequence[Entry]) -> Order:
     It only ranks, so what lasts for minutes, or waits for arrivals, is screened back to back: nothing is faster under load than without.
     """
     scenario = Scenario() if group.scenario.kind in ("sustained", "server") else group.scenario
-    return _order(group, SCREEN, _latency(replace(group, scenario=scenario), entries, range(SCREENED), _SCREEN_BURST_NS))
+    return _order(group, SCREEN, _latency(replace(group, scenario=scenario), entries, range(SCREENED), screening=True))
 
 
 def comparison(group: Group, entries: Sequence[Entry], launches: Sequence[int], control: str = "") -> Order:
@@ -91,11 +92,14 @@ def _contender(entry: Entry) -> Contender:
     return Contender(entry.key, entry.candidate)
 
 
-def _latency(group: Group, entries: Sequence[Entry], launches: Sequence[int], burst_ns: int = _BURST_NS, control: str = "") -> LatencyWork:
+def _latency(
+    group: Group, entries: Sequence[Entry], launches: Sequence[int], *, control: str = "", screening: bool = False
+) -> LatencyWork:  # fmt: skip
     contenders = [_contender(e) for e in entries]
     if control:
         contenders.append(Contender(control, group.baseline.candidate))
-    scenario, bursts, least = group.scenario, BURSTS, _least_inferences(group)
+    scenario, least = group.scenario, _least_inferences(group)
+    bursts, burst_ns = _SCREEN_BURSTS if screening else BURSTS, _BURST_NS
     if scenario.kind == "paced" and scenario.rate_per_s:
         burst_ns = max(_AT_A_RATE_NS, math.ceil(least * 1e9 / scenario.rate_per_s))
         bursts = min(LEAST_BURSTS, max(_LEAST_AT_A_RATE, _PACED_LAUNCH_NS // burst_ns))

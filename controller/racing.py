@@ -29,11 +29,12 @@ from edgefarm.statistics import mean_interval, percentile_floor
 
 CONTENDERS = 4  # of a round, the baseline among them
 FINALISTS = CONTENDERS - 1
-ROUND = 5  # fresh launches of one order: a block
-LAUNCHES = 10  # of one contender, at most, spoilt ones not counted
+ROUND = 5  # fresh launches of a candidate's first order: a block
+_MORE = 3  # of an order in which all have run before
+LAUNCHES = ROUND + 2 * _MORE  # of one contender, at most, spoilt ones not counted
 FIELD = 5  # candidates that may enter, in the order of their promise: those behind are screened as slower
-_TRIED = 15  # launches of one contender, with the spoilt ones
-LOOKS = _TRIED // ROUND + FIELD // 2  # a leader that goes along with newcomers is looked at again
+_TRIED = ROUND + 4 * _MORE  # launches of one contender, with the spoilt ones
+LOOKS = 1 + (_TRIED - ROUND) // _MORE + FIELD // 2  # a leader that goes along with newcomers is looked at again
 ERROR_RATE = 0.05  # at most so often the truly best leaves
 EQUAL = 0.02  # the leader may be so much slower than another: more launches would not matter to anybody
 _PRECISE = 0.05  # relative half width (95 %) at which a speed-up is known well enough
@@ -150,8 +151,12 @@ class _Race:
         self.speed = about_speed(self.group)
 
     def order(self, round_: _Round) -> Order:
-        launches = range(self.begun, self.begun + ROUND)
+        launches = range(self.begun, self.begun + self._length(round_))
         return orders.comparison(self.group, round_.entries, launches, CONTROL if self._has_control(round_) else "")
+
+    def _length(self, round_: _Round) -> int:
+        known = len(round_.entries) > 1 and all(e.key in self.launches for e in round_.entries[1:])
+        return _MORE if known and not round_.alone else ROUND
 
     def _has_control(self, round_: _Round) -> bool:
         """The first round with a free place has a second copy of the baseline; where a launch lasts as long as the user says, none has."""
@@ -178,7 +183,7 @@ class _Race:
         if self._has_control(round_):
             self.control = order.id
         self.held.add(order.id)
-        self.begun += ROUND
+        self.begun += self._length(round_)
         self.silent = [e for e in self.silent if e not in round_.entries]
         for entry in round_.entries[1:]:
             came = [x for x in self.evidence.launches.get(entry.key, ()) if x.order == order.id]

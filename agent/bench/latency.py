@@ -127,7 +127,7 @@ class _Launch:
         self._order.shuffle(order)
         with self._session.runner() as runner:
             for key in order:
-                loads[key], firsts[key] = self._load(runner, key)
+                loads[key], firsts[key] = self._load(runner, key, rest=len(keys) > 1 and scenarios.takes_turns(self._work.scenario))
             try:
                 reply = runner.call(self._schedule(keys), self._limit_ns(firsts), Stage.RUN)
             except RunnerFailed as error:
@@ -139,9 +139,9 @@ class _Launch:
             self._numbers[key] = _Numbers(loads[key], firsts[key], reply.body["contenders"][key], placements[key])
         self._samples[keys[0]] = reply.payload
 
-    def _load(self, runner: RunnerProcess, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _load(self, runner: RunnerProcess, key: str, *, rest: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
-            loaded = self._session.load(runner, key, self._candidates[key], self._models[key])
+            loaded = self._session.load(runner, key, self._candidates[key], self._models[key], rest=rest)
             first = {"do": "first", "key": key, "inputs": self._inputs}
             return loaded, runner.call(first, self._session.limits.run_ns, Stage.RUN).body
         except RunnerFailed as error:
@@ -190,7 +190,8 @@ class _Launch:
             return ContenderResult(key, failure=self._failures[key])
         seen = self._numbers[key]
         batches = tuple(BatchResult(**row) for row in seen.summary["batches"])
-        summary = {**seen.summary, "burst_p50_ns": tuple(seen.summary["burst_p50_ns"]), "batches": batches}
+        bursts = {name: tuple(seen.summary[name]) for name in ("burst_p50_ns", "burst_min_ns")}
+        summary = {**seen.summary, **bursts, "batches": batches}
         result = ContenderResult(key, placement=seen.placement, chosen=seen.load["chosen"], provider=seen.load["provider"], **summary)
         return replace(result, load_ns=seen.load["load_ns"], first_inference_ns=seen.first["first_inference_ns"])
 

@@ -22,6 +22,14 @@ def refusal(scenario: Scenario) -> str:
     return ""
 
 
+def takes_turns(scenario: Scenario) -> bool:
+    """Whether contenders run in short bursts by turns, inferences of a burst at once after each other.
+
+    At a rate the idle gaps are the matter, and what a library's threads do in them.
+    """
+    return scenario.kind == "offline" or (scenario.kind == "paced" and not scenario.rate_per_s)
+
+
 def plan(work: LatencyWork, seed: str) -> dict[str, Any]:
     """The parameters of `agent.runner.lanes.Plan`; `seed` is that of (work, launch)."""
     scenario = work.scenario

@@ -131,16 +131,21 @@ class Session:
             finally:
                 self.watch.leave()
 
-    def load(self, runner: RunnerProcess, key: str, candidate: Candidate, path: Path) -> dict[str, Any]:
-        """Imports the runtime, then loads the model under `key`. Raises RunnerFailed."""
+    def load(self, runner: RunnerProcess, key: str, candidate: Candidate, path: Path, *, rest: bool = False) -> dict[str, Any]:
+        """Imports the runtime, then loads the model under `key`. Raises RunnerFailed.
+
+        `rest`: its threads are to sleep soon after an inference, for others run in turn with it.
+        """
         options = options_for(candidate, self.site)
         version = runner.call({"do": "import", "runtime": candidate.runtime}, self.limits.load_ns, Stage.LOAD).body["version"]
         self.watch.settings[candidate.runtime] = version
         request = {
             "do": "load", "key": key, "path": str(path.absolute()), "runtime": candidate.runtime, "options": options,
-            "io": io_as_json(candidate),
+            "io": io_as_json(candidate), "rest": rest,
         }  # fmt: skip
-        return runner.call(request, self.limits.load_ns, Stage.LOAD).body
+        loaded = runner.call(request, self.limits.load_ns, Stage.LOAD).body
+        self.watch.settings.update({name: str(value) for name, value in loaded["resting"].items()})
+        return loaded
 
     def run_limit_ns(self, inferences: int, first_ns: int) -> int:
         """How long so many inferences may take of which the first took `first_ns`: `run_ns`, or what they need, at most twelve times that.

@@ -31,7 +31,7 @@ def batched(lane: Lane, size: int) -> Lane:
     if count > 1:
         _check_rows(lane.run(lane.feeds[0]), _run(lane, stacks[0], size), count)
     inner = Lane(lane.run, stacks)
-    inner.spins = lane.spins
+    inner.rest_ns = lane.rest_ns
     return inner
 
 

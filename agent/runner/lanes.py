@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +21,9 @@ MOST_SAMPLES = 500_000  # of one contender in one launch: four of them fit into 
 _AGREEMENT = 0.02  # warm: the medians of the last bursts lie within 2 %
 _WARM_BURSTS = 3
 _WARM_PARTS = 20  # of the longest warm-up, whatever the length of the plan's bursts: an inference or two agree by chance
-_SETTLE_SLICE_S = 0.01  # the kernel brings CPU clocks of running threads up to date at its tick, 4 ms or 10 ms
-_SETTLE_LIMIT_S = 0.2
-_BUSY_SHARE = 0.25
+_SETTLE_SLICE_S = 0.001
+_SETTLE_LIMIT_NS = 200_000_000
+_THREADS = "/proc/self/task"
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,14 @@ class Lane:
         axes: input -> length of its batch axis, None where the model takes any; of no use but to `offline`.
 
     Attributes:
-        spins: its threads go on computing after an inference.
-        typical_ns: median of the last warm-up burst.
+        rest_ns: how long its threads go on computing after an inference.
+        typical_ns: the lowest median of the last warm-up bursts: what interferes only adds.
     """
 
     def __init__(self, run: Run, feeds: Sequence[Feeds], axes: Mapping[str, int | None] | None = None) -> None:
         self.run, self.feeds, self.position = run, feeds, 0
         self.axes = axes or {}
-        self.spins = False
+        self.rest_ns = 0
         self.typical_ns = 0
 
     @property
@@ -142,22 +144,35 @@ class Lane:
             last = medians[-_WARM_BURSTS:]
             agree = len(last) == _WARM_BURSTS and max(last) <= min(last) * (1 + _AGREEMENT)
             if agree or time.perf_counter_ns() >= end:
-                self.typical_ns = round(medians[-1])
+                self.typical_ns = round(min(last))
                 return count
 
 
-def burns_cpu() -> bool:
-    """Whether threads of this process go on computing although it was asked for nothing."""
-    before = time.process_time()
-    time.sleep(_SETTLE_SLICE_S)
-    return time.process_time() - before > _BUSY_SHARE * _SETTLE_SLICE_S
+def settle() -> int:
+    """Waits until no other thread of this process computes, at most 200 ms; returns for how many nanoseconds, 0 where none did."""
+    begin = time.perf_counter_ns()
+    waited_ns = 0
+    while others_run() and waited_ns < _SETTLE_LIMIT_NS:
+        time.sleep(_SETTLE_SLICE_S)
+        waited_ns = time.perf_counter_ns() - begin
+    return waited_ns
 
 
-def settle() -> None:
-    """Waits until the other contender's threads have stopped spinning."""
-    end = time.perf_counter() + _SETTLE_LIMIT_S
-    while burns_cpu() and time.perf_counter() < end:
-        pass
+def others_run() -> bool:
+    """Whether another thread of this process has work, or spins in wait of some: its state is R (proc(5)).
+
+    CPU clocks would not do: the kernel brings those of running threads up to date at its tick, 4 ms or 10 ms.
+    """
+    own = str(threading.get_native_id())
+    return any(_state(name) == b"R" for name in os.listdir(_THREADS) if name != own)
+
+
+def _state(thread: str) -> bytes:
+    try:
+        with open(f"{_THREADS}/{thread}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1]
+    except OSError:  # it has ended
+        return b""
 
 
 def sleep_until(moment_ns: int) -> None:

@@ -99,13 +99,13 @@ _count, _small, _some = _whole(0, 63), _whole(0, 32), _whole(1, 63)
 _BATCH = {"batch_size": _small, "n": _count, "mean_ns": _span, "p50_ns": _count, "unavailable": _text}
 _SUMMARY = {
     "n": _some, "mean_ns": _duration, "p50_ns": _some, "p90_ns": _some, "p99_ns": _some, "warmup_inferences": _small,
-    "burst_p50_ns": [_some], "disturbed": _count, "left_out": _count, "samples_per_s": _span, "batches": [_BATCH], "regime": _regime,
-    "unsettled": _count,
+    "burst_p50_ns": [_some], "burst_min_ns": [_some], "disturbed": _count, "left_out": _count, "samples_per_s": _span,
+    "batches": [_BATCH], "regime": _regime, "unsettled": _count,
 }  # fmt: skip
 # By request; see `requests.Bench.answers`.
 SHAPES: dict[str, dict[str, Any]] = {
     "import": {"version": _text},
-    "load": {"load_ns": _count, "chosen": Each(_text), "provider": _text, "inputs": [_spec], "outputs": [_spec]},
+    "load": {"load_ns": _count, "chosen": Each(_text), "provider": _text, "resting": Each(_scalar), "inputs": [_spec], "outputs": [_spec]},
     "first": {"first_inference_ns": _count, "not_finite": _count, "samples": _count},
     "launch": {"contenders": Each(_SUMMARY)},
     "loadgen": {"result": _text, "reasons": [_text], "numbers": Each(_span)},

@@ -57,15 +57,20 @@ class Bench:
         """Imports a library, so that it is not part of the time a model takes to load."""
         return {"version": self._runtime(runtime).version()}, b""
 
-    def load(self, key: str, path: str, runtime: str, options: Options, io: dict[str, Any] | None) -> Answer:
-        """Loads a model under `key`; gives `load_ns`, the provider asked for, options that the library chose, inputs and outputs."""
+    def load(self, key: str, path: str, runtime: str, options: Options, io: dict[str, Any] | None, rest: bool = False) -> Answer:
+        """Loads a model under `key`; gives `load_ns`, the provider asked for, options that the library chose, inputs and outputs.
+
+        `rest`: others will run beside it in turn, so its threads are to sleep soon after an inference; `resting`: the options that do it.
+        """
         library = self._runtime(runtime)
+        given = library.resting(options) if rest else options
         started = time.perf_counter_ns()
-        model = library.load(Path(path), options)
+        model = library.load(Path(path), given)
         load_ns = time.perf_counter_ns() - started
         self._loaded[key] = _Loaded(library, Bound(model, _io(io)), Path(path))
         specs = {side: [[s.name, s.dtype, list(s.shape)] for s in getattr(model, side)] for side in ("inputs", "outputs")}
-        return {"load_ns": load_ns, "chosen": dict(model.chosen), "provider": library.requested(options), **specs}, b""
+        resting = {name: value for name, value in given.items() if name not in options}
+        return {"load_ns": load_ns, "chosen": dict(model.chosen), "provider": library.requested(options), "resting": resting, **specs}, b""
 
     def first(self, key: str, inputs: str) -> Answer:
         """The first inference, with the first of `samples`: `first_inference_ns`, and how many output values are NaN or infinite."""

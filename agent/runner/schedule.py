@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from agent.runner import batches, stretches
-from agent.runner.lanes import Lane, Plan, Timed, burns_cpu, settle, sleep_until
+from agent.runner.lanes import Lane, Plan, Timed, settle, sleep_until
 from agent.runtimes import RuntimeFailure
 from edgefarm.model import FailureKind
 
 _LEAST_BURSTS = 8
+_INFERENCES = 5  # of a burst, where there is time for them: one more is thrown away at each switch
 _Load = Callable[[Mapping[str, Lane], Plan, random.Random, Mapping[str, Timed]], None]
 
 
@@ -34,9 +35,7 @@ def run_launch(lanes: Mapping[str, Lane], plan: Plan) -> dict[str, Timed]:
     try:
         for key in _shuffled(order, lanes):
             timed[key].warmup_inferences = lanes[key].warm_up(plan)
-            lanes[key].spins = len(lanes) > 1 and burns_cpu()
-            if lanes[key].spins:
-                settle()
+            lanes[key].rest_ns = settle() if len(lanes) > 1 else 0
         _LOADS[plan.kind](lanes, plan, order, timed)
     finally:
         gc.enable()
@@ -48,19 +47,19 @@ def _paced(lanes: Mapping[str, Lane], plan: Plan, order: random.Random, timed: M
 
 
 def _suited(plan: Plan, lanes: Mapping[str, Lane]) -> Plan:
-    """As many bursts as the plan's time holds where single inferences make them longer than they are meant to be, at least eight.
+    """Fewer and longer bursts, in the same time, where the plan's are too short for some inferences; eight at least.
 
-    Where threads spin each switch costs a wait: half as many again, twice as long.
+    Where a switch costs a wait for threads that spin, a burst is at least as long as that; if eight of those are more than the plan's
+    time, half as many are made, twice as long.
     """
-    whole_ns = plan.bursts * plan.burst_ns
-    longest_ns = max(plan.burst_ns, plan.min_inferences * max(lane.typical_ns for lane in lanes.values()))
-    spins = any(lane.spins for lane in lanes.values())
-    least = min(plan.bursts, _LEAST_BURSTS)
-    bursts = least if spins else max(least, min(plan.bursts, whole_ns // longest_ns))
-    if not spins:
-        return replace(plan, bursts=bursts)
-    half = -(-bursts // 2)
-    return replace(plan, bursts=half, burst_ns=whole_ns // half, min_inferences=2 * plan.min_inferences)
+    whole_ns, least = plan.bursts * plan.burst_ns, min(plan.bursts, _LEAST_BURSTS)
+    rest_ns, typical_ns = (max(getattr(lane, name) for lane in lanes.values()) for name in ("rest_ns", "typical_ns"))
+    if least * rest_ns > whole_ns:
+        half = -(-least // 2)
+        return replace(plan, bursts=half, burst_ns=whole_ns // half, min_inferences=2 * plan.min_inferences)
+    wanted_ns = max(plan.burst_ns, max(_INFERENCES, plan.min_inferences) * typical_ns, rest_ns)
+    bursts = max(least, min(plan.bursts, whole_ns // wanted_ns))
+    return replace(plan, bursts=bursts, burst_ns=whole_ns // bursts)
 
 
 def _interleaved(lanes: Mapping[str, Lane], plan: Plan, order: random.Random, timed: Mapping[str, Timed]) -> None:
@@ -78,10 +77,9 @@ def _interleaved(lanes: Mapping[str, Lane], plan: Plan, order: random.Random, ti
 def _take_over(lane: Lane, before: Lane | None, period_ns: int) -> None:
     """Another contender may have run in between: its threads may still spin for work, and its weights sit in the caches.
 
-    (ONNX Runtime's threads do for some 70 ms, longer than a burst.) Waits for the first, discards an inference for the second; at a
-    rate the idle gap that belongs before an inference follows.
+    Waits for the first, discards an inference for the second; at a rate the idle gap that belongs before an inference follows.
     """
-    if before is not None and before is not lane and before.spins:
+    if before is not None and before is not lane and before.rest_ns:
         settle()
     due = time.perf_counter_ns() + period_ns
     lane.run(lane.next())
@@ -127,7 +125,7 @@ def _server(lanes: Mapping[str, Lane], plan: Plan, order: random.Random, timed: 
 
 
 def _rest(lanes: Mapping[str, Lane]) -> None:
-    if any(lane.spins for lane in lanes.values()):
+    if any(lane.rest_ns for lane in lanes.values()):
         settle()
 
 

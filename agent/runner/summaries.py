@@ -39,10 +39,11 @@ def summaries(timed: Mapping[str, Timed], kind: str = "paced") -> dict[str, dict
     disturbed = sum(sum(t.disturbed) for t in timed.values())
     enough = all(len(t.samples) - sum(t.disturbed) >= _LEAST_LEFT for t in timed.values())
     leave_out = enough and disturbed > _DISTURBED_SHARE * sum(len(t.samples) for t in timed.values())
-    return {key: _summary(t, kind, leave_out=leave_out) for key, t in timed.items()}
+    shared = [min(lengths) for lengths in zip(*(t.lengths for t in timed.values()))]
+    return {key: _summary(t, kind, shared, leave_out=leave_out) for key, t in timed.items()}
 
 
-def _summary(timed: Timed, kind: str, *, leave_out: bool) -> dict[str, Any]:
+def _summary(timed: Timed, kind: str, shared: Sequence[int], *, leave_out: bool) -> dict[str, Any]:
     disturbed = np.asarray(timed.disturbed, dtype=np.bool_)
     samples = np.asarray(timed.samples, dtype=np.float64)
     counted = ~disturbed if leave_out else np.ones(len(samples), dtype=np.bool_)
@@ -55,7 +56,7 @@ def _summary(timed: Timed, kind: str, *, leave_out: bool) -> dict[str, Any]:
     throughput = len(samples) / (timed.elapsed_ns / 1e9) if timed.elapsed_ns else 0.0
     return {
         **_quantiles(used), "burst_p50_ns": _medians(samples, counted, timed.lengths) or _parts(used),
-        "samples_per_s": throughput, "batches": [],
+        "burst_min_ns": _minima(samples, counted, timed, shared), "samples_per_s": throughput, "batches": [],
         **_counts(timed, len(samples) - unsettled - len(used)), "regime": regime, "unsettled": unsettled,
     }  # fmt: skip
 
@@ -65,7 +66,7 @@ def _counts(timed: Timed, left_out: int) -> dict[str, int]:
 
 
 def _quantiles(used: Numbers) -> dict[str, Any]:
-    p50, p90, p99 = (max(1, round(float(q))) for q in np.quantile(used, [0.5, 0.9, 0.99]))
+    p50, p90, p99 = map(_whole, np.quantile(used, [0.5, 0.9, 0.99]))
     return {"n": len(used), "mean_ns": float(used.mean()), "p50_ns": p50, "p90_ns": p90, "p99_ns": p99}
 
 
@@ -81,23 +82,37 @@ def _batches(timed: Timed, samples: Numbers, counted: Flags) -> dict[str, Any]:
     best = min(used, key=lambda size: float(used[size].mean()) / size)
     bursts = _medians(samples[own[best]] / best, counted[own[best]], timed.batch_lengths[best])
     return {
-        **_quantiles(used[best] / best), "burst_p50_ns": bursts, "samples_per_s": best / float(used[best].mean()) * 1e9,
-        "batches": sorted(refused + rows, key=lambda row: int(row["batch_size"])),
+        **_quantiles(used[best] / best), "burst_p50_ns": bursts, "burst_min_ns": [],
+        "samples_per_s": best / float(used[best].mean()) * 1e9, "batches": sorted(refused + rows, key=lambda row: int(row["batch_size"])),
     }  # fmt: skip
 
 
 def _medians(samples: Numbers, counted: Flags, lengths: Sequence[int]) -> list[int]:
     """Of each burst, over what counts in it; over all of it where nothing does: bursts of contenders are compared one by one."""
-    found = []
-    edges = np.cumsum([0, *lengths])
-    for low, high in itertools.pairwise(edges):
-        burst, kept = samples[low:high], counted[low:high]
-        found.append(max(1, round(float(np.median(burst[kept] if kept.any() else burst)))))
-    return found
+    edges = itertools.pairwise(np.cumsum([0, *lengths]))
+    return [_whole(np.median(_counting(samples[low:high], counted[low:high]))) for low, high in edges]
+
+
+def _minima(samples: Numbers, counted: Flags, timed: Timed, shared: Sequence[int]) -> list[int]:
+    """Of the first `shared` inferences of each burst, as many of all contenders: the shortest of more is shorter.
+
+    None where inputs of different shapes take turns (`cycle`): the shortest would be that of the smallest input.
+    """
+    starts = np.cumsum([0, *timed.lengths])
+    parts = [slice(start, start + size) for start, size in zip(starts, shared)] if timed.cycle == 1 else []
+    return [_whole(_counting(samples[part], counted[part]).min()) for part in parts]
+
+
+def _counting(burst: Numbers, counted: Flags) -> Numbers:
+    return burst[counted] if counted.any() else burst
+
+
+def _whole(ns: float) -> int:
+    return max(1, round(float(ns)))
 
 
 def _parts(used: Numbers) -> list[int]:
-    return [max(1, round(float(np.median(part)))) for part in np.array_split(used, min(_PARTS, len(used)))]
+    return [_whole(np.median(part)) for part in np.array_split(used, min(_PARTS, len(used)))]
 
 
 def _regime(timed: Timed, kind: str, samples: Numbers, counted: Flags) -> tuple[str, int]:

@@ -121,6 +121,13 @@ class Runtime(Protocol):
         """Loads what any model with `options` needs besides itself, such as a device's plugin. Raises RuntimeFailure as `load` does."""
         ...
 
+    def resting(self, options: Options) -> Options:
+        """`options` with which idle threads go to sleep soon after an inference; the same where there is no such option, or none is needed.
+
+        Inferences that follow each other at once must take as long as with `options`.
+        """
+        ...
+
     def load(self, path: Path, options: Options) -> Model:
         """Loads a model. Every runtime takes `threads`.
 

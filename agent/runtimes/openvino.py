@@ -121,6 +121,10 @@ class OpenVino:
         device = _settings(self._core, options)[1]
         self._core.get_versions(device)
 
+    def resting(self, options: Options) -> Options:
+        """Its threads sleep within milliseconds."""
+        return options
+
     def load(self, path: Path, options: Options) -> OpenVinoModel:
         """Opens `path`; weights of an .xml are looked for beside it."""
         return OpenVinoModel(self._core, path, options)

@@ -121,6 +121,10 @@ class Tflite:
     def prepare(self, options: Options) -> None:
         """The import brought all of it."""
 
+    def resting(self, options: Options) -> Options:
+        """Its threads sleep when there is nothing to do."""
+        return options
+
     def load(self, path: Path, options: Options) -> TfliteModel:
         """Opens `path` and allocates its tensors."""
         return TfliteModel(path, options)

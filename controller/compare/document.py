@@ -99,6 +99,11 @@ def stored(found: StoredFinding, rules: Rules) -> dict[str, Any]:
 def _device(finding: Finding, rules: Rules, unavailable: dict[str, str]) -> dict[str, Any]:
     if finding.ratio is None:
         unavailable["speedup"] = finding.reason
+    ratios = finding.ratios
+    if ratios is None:
+        unavailable["speedup_by_medians"] = finding.reason or "nothing was measured now"
+    if ratios is None or ratios.by_minima is None:
+        unavailable["speedup_by_minima"] = finding.no_minima or finding.reason or "nothing was measured now"
     if finding.control is None:
         unavailable.setdefault(
             "noise_floor", "both sides are one model: the comparison itself shows it" if finding.ratio else finding.reason
@@ -116,6 +121,10 @@ def _device(finding: Finding, rules: Rules, unavailable: dict[str, str]) -> dict
         "reason": finding.reason or None,
         "failed": finding.failed or None,
         "speedup": _ratio(finding.ratio),
+        "speedup_by_medians": _ratio(ratios.by_medians if ratios else None),
+        "speedup_by_minima": _ratio(ratios.by_minima if ratios else None),
+        "decided_by": decided_by(finding),
+        "decided_because": decided_because(finding),
         "noise_floor": _ratio(finding.control),
         "launches": len(finding.launches) or (finding.ratio.n if finding.ratio else 0),
         "conditions_verdict": finding.verdict.value if finding.verdict else None,
@@ -127,6 +136,20 @@ def _device(finding: Finding, rules: Rules, unavailable: dict[str, str]) -> dict
         },
         "energy": _energy(finding.energy),
     }
+
+
+def decided_by(finding: Finding) -> str | None:
+    """Whose ratio `speedup` is; None where nothing was measured now."""
+    return None if finding.ratios is None else "minima" if finding.ratios.minima_decide else "medians"
+
+
+def decided_because(finding: Finding) -> str | None:
+    """Why it is that one."""
+    if finding.ratios is None:
+        return None
+    if finding.ratios.minima_decide:
+        return "undisturbed inferences spread less, and typical ones do not surely differ otherwise"
+    return "typical inferences differ otherwise than undisturbed ones" if finding.ratios.differ else finding.no_minima
 
 
 def _ratio(interval: Interval | None) -> dict[str, Any] | None:

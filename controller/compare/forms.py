@@ -34,14 +34,21 @@ def _about(device: Mapping[str, Any]) -> Iterator[str]:
             yield f"{side + ':':<5} {shown['variant']}, {shown['runtime']} {_options(shown['options'])}: {_latency(shown['latency_ns'])}"
     if device["conditions_verdict"]:
         yield f"verdict {device['conditions_verdict']}: {device['conditions_detail']}; {device['way']}"
+    if device.get("speedup_by_minima"):
+        shown = (f"{name} {_times(device[f'speedup_by_{of}'])}" for name, of in (("typical", "medians"), ("undisturbed", "minima")))
+        yield f"inferences: {', '.join(shown)}; {device['decided_by']} decide: {device['decided_because']}"
     if floor := device["noise_floor"]:
-        ends = f" ({floor['ci95'][0]:.4f} to {floor['ci95'][1]:.4f})" if floor["ci95"] else ""
-        yield f"two copies of the first against each other: {floor['ratio']:.4f}x{ends}"
+        yield f"two copies of the first against each other: {_times(floor)}"
     for name, state in device["gates"].items():
         if state is not None:
             yield f"limit of {name}: {state}{_energy(device) if name == 'energy' else ''}"
     if device["differs"]:
         yield f"not equal: {'; '.join(device['differs'])}"
+
+
+def _times(ratio: Mapping[str, Any]) -> str:
+    ends = f" ({ratio['ci95'][0]:.4f} to {ratio['ci95'][1]:.4f})" if ratio["ci95"] else ""
+    return f"{ratio['ratio']:.4f}x{ends}"
 
 
 def _options(options: Mapping[str, Any]) -> str:

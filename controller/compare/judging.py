@@ -1,6 +1,7 @@
 """Faster, slower, same, or inconclusive: what the launches of two candidates on one device say. Pure.
 
-Paired within launches, so that load which slows both cancels. A bad verdict decides nothing.
+Paired within launches, so that load which slows both cancels. A median latency is compared by undisturbed inferences as long as typical
+ones do not differ otherwise (`edgefarm.statistics.undisturbed`). A bad verdict decides nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from controller.compare.rules import Gate, Rules, gate
+from controller.compare.undisturbed import by_minima, minima_ratio, why_none
 from controller.evidence import CONTROL, Evidence, Group, Launch
 from controller.verdicts import Latency, believed, latency, speedup, verdict
 from edgefarm.model import EnergyResult, Verdict
-from edgefarm.statistics import Interval, Relation, anytime_ratio, relation
+from edgefarm.statistics import BurstRatios, Interval, Relation, burst_ratios, relation
 
 _LEAST_LAUNCHES = 3  # below, no interval is worth a word
 
@@ -34,6 +36,8 @@ class Finding:
 
     Attributes:
         ratio: the first side's time over the second's: above 1 = the second is faster. None where nothing was measured.
+        ratios: both that it may be, by medians and by minima of bursts. None where nothing was measured now.
+        no_minima: why there is none by minima; empty if there is.
         relation: of the second side to the first.
         reason: why it is inconclusive, or what failed; empty where all is well.
         failed: the side that does not run there (`base` or `new`), empty: both do.
@@ -58,6 +62,8 @@ class Finding:
     verdict_detail: str = ""
     launches: tuple[Launch, ...] = ()
     left_out: tuple[str, ...] = ()
+    ratios: BurstRatios | None = None
+    no_minima: str = ""
 
 
 def contender_key(group: Group) -> str:
@@ -80,17 +86,19 @@ def paired(group: Group, evidence: Evidence) -> tuple[Launch, ...]:
     return evidence.control if key == CONTROL else evidence.launches.get(key, ())
 
 
-def ratio_of(launches: Sequence[Launch], objective: str, confidence: float) -> Interval | None:
-    """First over second in the statistic that the objective is about, with an interval that holds whenever one looks; None without one."""
+def ratios_of(launches: Sequence[Launch], group: Group, confidence: float) -> BurstRatios | None:
+    """First over second in the statistic that the objective is about, with intervals that hold whenever one looks; None without one."""
     if len(launches) < _LEAST_LAUNCHES:
         return None
-    ratios = [speedup([launch], objective=objective).value for launch in sorted(launches, key=lambda x: x.index)]
-    return anytime_ratio(ratios, [1.0] * len(ratios), confidence)
+    taken = sorted(launches, key=lambda x: x.index)
+    medians = [speedup([launch], objective=group.objective).value for launch in taken]
+    minima = [] if why_none(taken, group.objective, group.scenario) else [minima_ratio(launch) for launch in taken]
+    return burst_ratios(medians, minima, confidence)
 
 
-def decided(ratio: Interval | None, rules: Rules) -> bool:
+def decided(ratio: Interval, rules: Rules) -> bool:
     """Whether more launches would not change the answer: the limit's where there is one, else the relation."""
-    if ratio is None or not ratio.known:
+    if not ratio.known:
         return False
     if rules.max_slowdown is not None:
         return slowdown_gate(ratio, rules.max_slowdown) is not Gate.UNKNOWN
@@ -106,9 +114,10 @@ def slowdown_gate(ratio: Interval, limit: float) -> Gate:
 def settled(group: Group, evidence: Evidence, rules: Rules) -> bool:
     """Whether the launches decide, and may be believed."""
     launches, _ = believed(paired(group, evidence), group.scenario.kind)
-    if not decided(ratio_of(launches, group.objective, rules.confidence), rules):
+    ratios = ratios_of(launches, group, rules.confidence)
+    if ratios is None or not decided(ratios.deciding, rules):
         return False
-    return _judge(group, evidence, launches)[0].value in group.accept
+    return _judge(group, evidence, launches, ratios)[0].value in group.accept
 
 
 def find(group: Group, evidence: Evidence, rules: Rules) -> Finding:
@@ -117,11 +126,12 @@ def find(group: Group, evidence: Evidence, rules: Rules) -> Finding:
     if failed := failure_of(group, evidence):
         return Finding(device, None, Relation.INCONCLUSIVE, failed[1], failed[0])
     launches, left_out = believed(paired(group, evidence), group.scenario.kind)
-    ratio = ratio_of(launches, group.objective, rules.confidence)
-    if ratio is None:
+    ratios = ratios_of(launches, group, rules.confidence)
+    if ratios is None:
         reason = f"{len(launches)} launches held both: at least {_LEAST_LAUNCHES} are needed"
         return Finding(device, None, Relation.INCONCLUSIVE, reason, launches=tuple(launches))
-    judged, detail = _judge(group, evidence, launches)
+    ratio = ratios.deciding
+    judged, detail = _judge(group, evidence, launches, ratios)
     doubt = "" if judged.value in group.accept else f"verdict {judged.value}: {detail}"
     said = Relation.INCONCLUSIVE if doubt else relation(ratio, rules.margin)
     energy = _energy(group, evidence, rules)
@@ -133,19 +143,24 @@ def find(group: Group, evidence: Evidence, rules: Rules) -> Finding:
         slowdown=None if rules.max_slowdown is None else Gate.UNKNOWN if doubt else slowdown_gate(ratio, rules.max_slowdown),
         energy_gate=None if rules.max_energy is None or energy is None else energy_gate(energy, rules.max_energy),
         energy=energy,
-        control=_control(group, evidence, rules),
+        control=_control(group, evidence, rules, ratios),
         base=latency([replace(x, result=x.reference) for x in launches]),
         new=latency(launches),
         verdict=judged,
         verdict_detail=detail,
         launches=tuple(launches),
         left_out=left_out,
+        ratios=ratios,
+        no_minima=why_none(launches, group.objective, group.scenario),
     )
 
 
-def _judge(group: Group, evidence: Evidence, launches: Sequence[Launch]) -> tuple[Verdict, str]:
-    """By the conditions, the spread, and the control arm; a side compared with itself is no arm of its own."""
-    control = () if contender_key(group) == CONTROL else evidence.control
+def _judge(group: Group, evidence: Evidence, launches: Sequence[Launch], ratios: BurstRatios) -> tuple[Verdict, str]:
+    """By the conditions, the spread of what decides, and the control arm; a side compared with itself is no arm of its own."""
+    control: Sequence[Launch] = () if contender_key(group) == CONTROL else evidence.control
+    if ratios.minima_decide:
+        launches = by_minima(launches)
+        control = control if why_none(control, group.objective, group.scenario) else by_minima(control)
     return verdict(launches, group.objective, scenario=group.scenario.kind, control=control)
 
 
@@ -158,11 +173,14 @@ def open_answer(ratio: Interval, rules: Rules) -> str:
     return f"{more}; {ratio.n} launches"
 
 
-def _control(group: Group, evidence: Evidence, rules: Rules) -> Interval | None:
-    """Two copies of the first side; None where the comparison itself is one."""
+def _control(group: Group, evidence: Evidence, rules: Rules, ratios: BurstRatios) -> Interval | None:
+    """Two copies of the first side, by what decides; None where the comparison itself is one."""
     if contender_key(group) == CONTROL:
         return None
-    return ratio_of(evidence.control, group.objective, rules.confidence)
+    found = ratios_of(evidence.control, group, rules.confidence)
+    if found is None:
+        return None
+    return found.by_minima if ratios.minima_decide and found.by_minima else found.by_medians
 
 
 def _energy(group: Group, evidence: Evidence, rules: Rules) -> EnergyRatio | None:

@@ -36,7 +36,7 @@ from agent.bench import Site, measure_latency
 from agent.runner.process import RunnerProcess
 from edgefarm.digest import digest_file
 from edgefarm.model import Artifact, Candidate, Contender, ContenderResult, FileEntry, LatencyResult, LatencyWork, Limits, Scenario
-from edgefarm.statistics import Interval, Relation, anytime_ratio, launch_ratio, mean_interval, relation
+from edgefarm.statistics import Interval, Relation, burst_ratios, launch_ratio, mean_interval, relation
 from edgefarm.statistics.sequential import FIRST_LOOK
 from edgefarm.tensors import pack
 from tests import zoo
@@ -44,7 +44,7 @@ from tests.fakes import slowed_runtime
 
 _ROOT = Path(__file__).parents[2]
 TARGET_NS = 1_000_000
-BURSTS, BURST_NS, LEAST = 80, 2_000_000, 2
+BURSTS, BURST_NS, LEAST = 80, 4_000_000, 3  # four or five inferences in a burst; many, since a launch's spread is within it
 LOAD = """
 import random, sys, time
 chance = random.Random(int(sys.argv[1]))
@@ -57,11 +57,23 @@ while True:
 
 
 class Launch(NamedTuple):
-    """What one launch showed: medians of its bursts in ns, and how long it took."""
+    """What one launch showed: medians and minima of its bursts in ns, and how long it took."""
 
     reference_ns: tuple[int, ...]
     value_ns: tuple[int, ...]
     seconds: float
+    reference_min_ns: tuple[int, ...]
+    value_min_ns: tuple[int, ...]
+
+    @property
+    def by_medians(self) -> float:
+        """Reference over value."""
+        return launch_ratio(self.reference_ns, self.value_ns)
+
+    @property
+    def by_minima(self) -> float:
+        """Reference over value."""
+        return launch_ratio(self.reference_min_ns, self.value_min_ns)
 
 
 @dataclass
@@ -74,6 +86,12 @@ class Comparison:
     seconds: float = 0.0
     said: Relation = Relation.INCONCLUSIVE
     interval: Interval | None = None
+    by_minima: bool = False
+
+    @property
+    def surely(self) -> Relation:
+        """What is certain, be it smaller than the margin."""
+        return Relation.INCONCLUSIVE if self.interval is None else relation(self.interval, 0.0)
 
 
 class Bed:
@@ -111,7 +129,7 @@ class Bed:
             path.unlink()
         assert isinstance(measured.outcome, LatencyResult), measured.outcome
         one, other = (_sound(result) for result in measured.outcome.contenders)
-        return Launch(one.burst_p50_ns, other.burst_p50_ns, time.monotonic() - began)
+        return Launch(one.burst_p50_ns, other.burst_p50_ns, time.monotonic() - began, one.burst_min_ns, other.burst_min_ns)
 
     def _candidate(self, percent: float) -> Candidate:
         digest, size = digest_file(self._model), self._model.stat().st_size
@@ -149,13 +167,14 @@ def compare(bed: Bed, percent: float, loaded: bool, seed: int, margin: float, se
     with background(loaded, seed):
         while True:
             comparison.launches.append(bed.launch(seed * 1000 + len(comparison.launches), percent))
-            ratios = [launch_ratio(launch.reference_ns, launch.value_ns) for launch in comparison.launches]
-            planned = max(FIRST_LOOK, int(seconds / comparison.launches[0].seconds))
-            comparison.interval = anytime_ratio(ratios, [1.0] * len(ratios), planned=planned)
+            taken = comparison.launches
+            planned = max(FIRST_LOOK, int(seconds / taken[0].seconds))
+            ratios = burst_ratios([x.by_medians for x in taken], [x.by_minima for x in taken], planned=planned)
+            comparison.interval, comparison.by_minima = ratios.deciding, ratios.minima_decide
             comparison.said = relation(comparison.interval, margin)
             comparison.seconds = time.monotonic() - began
-            longest = max(launch.seconds for launch in comparison.launches)
-            spent = len(ratios) >= FIRST_LOOK and comparison.seconds + longest > seconds
+            longest = max(launch.seconds for launch in taken)
+            spent = len(taken) >= FIRST_LOOK and comparison.seconds + longest > seconds
             if comparison.said is not Relation.INCONCLUSIVE or spent:
                 return comparison
 
@@ -177,30 +196,35 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _spreads(done: Sequence[Comparison], by: str) -> dict[str, float]:
+    """Median over comparisons of the standard deviation of a launch's log ratio, in percent."""
+    spreads = {id(c): statistics.stdev(math.log(getattr(x, by)) for x in c.launches) for c in done}
+    found = {name: [spreads[id(c)] for c in done if c.loaded is on] for name, on in (("alone", False), ("loaded", True))}
+    return {name: round(100 * statistics.median(values), 3) for name, values in found.items() if values}
+
+
 def summary(done: Sequence[Comparison], slowdown: float, margin: float, command: str) -> dict[str, object]:
     """The keys of the benchmark."""
     same, slower = [c for c in done if not c.percent], [c for c in done if c.percent]
     different = (Relation.FASTER, Relation.SLOWER)
-    ratios = {id(c): [math.log(launch_ratio(x.reference_ns, x.value_ns)) for x in c.launches] for c in done}
     return {
         "runs": len(same),
         "false_different": sum(c.said in different for c in same),
+        "false_different_at_all": sum(c.surely in different for c in same),
         "same": sum(c.said is Relation.SAME for c in same),
         "undecided": sum(c.said is Relation.INCONCLUSIVE for c in same),
         "slower_1pct_runs": len(slower),
-        "slower_1pct_found": sum(c.said is Relation.SLOWER for c in slower),
+        "slower_1pct_found": sum(c.surely is Relation.SLOWER for c in slower),
+        "slower_1pct_beyond_margin": sum(c.said is Relation.SLOWER for c in slower),
         "slower_1pct_called_same_or_faster": sum(c.said in (Relation.SAME, Relation.FASTER) for c in slower),
-        "slower_1pct_found_at_all": sum(c.interval is not None and c.interval.high < 1 for c in slower),
         "slowdown_percent": slowdown,
         "margin_percent": margin * 100,
         "seconds_per_comparison": round(statistics.mean(c.seconds for c in done), 2),
         "longest_comparison_s": round(max(c.seconds for c in done), 2),
         "launches_per_comparison": round(statistics.mean(len(c.launches) for c in done), 2),
         "seconds_per_launch": round(statistics.mean(x.seconds for c in done for x in c.launches), 3),
-        "launch_sd_percent": {
-            name: round(100 * statistics.median(statistics.stdev(ratios[id(c)]) for c in done if c.loaded is on and len(c.launches) > 1), 3)
-            for name, on in (("alone", False), ("loaded", True))
-        },
+        "launch_sd_percent": {"by_minima": _spreads(done, "by_minima"), "by_medians": _spreads(done, "by_medians")},
+        "decided_by_medians": sum(not c.by_minima for c in done),
         "block_order_false_different": sum(in_blocks(c.launches, margin) for c in same),
         "n": len(done),
         "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",

@@ -206,6 +206,17 @@ def test_the_options_of_a_provider_ask_for_it(runtime: Runtime, tmp_path: Path) 
     assert runtime.requested({"threads": 1}) == ""
 
 
+def test_threads_that_rest_soon_compute_the_same(name: str, runtime: Runtime, tmp_path: Path) -> None:
+    path = FACTORIES[name].dense(tmp_path)
+    x = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32)
+    usual = {**runtime.selection(runtime.providers()[0]), "threads": 2}
+    resting = runtime.resting(usual)
+    assert {**resting, **usual} == resting, "nothing that was given is taken away"
+    outputs = [runtime.load(path, options).run({"x": x}) for options in (usual, resting)]
+    assert all(np.array_equal(one, other) for one, other in zip(*outputs))
+    assert runtime.resting(resting) == resting
+
+
 def test_preparing_checks_options_and_can_be_done_again(runtime: Runtime) -> None:
     for provider in (*runtime.providers(), *runtime.providers()):
         runtime.prepare({**runtime.selection(provider), "threads": 1})

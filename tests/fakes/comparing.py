@@ -40,6 +40,8 @@ class Answering:
     Attributes:
         ratio, control: the first side's time over the second's, and over that of its own copy.
         spread: sd of a launch's log ratio.
+        bursts: of each launch, whose minima are told; 0: no bursts, as from agents that tell no minima.
+        shortest: the first side's time over the second's in undisturbed inferences, None: as in typical ones; its sd is `shortest_spread`.
         fails: contender -> failure.
     """
 
@@ -47,6 +49,9 @@ class Answering:
     spread: float = 0.003
     seed: int = 0
     control: float = 1.0
+    bursts: int = 0
+    shortest: float | None = None
+    shortest_spread: float = 0.001
     fails: dict[str, Failure] = field(default_factory=dict)
     energy: dict[str, EnergyResult] = field(default_factory=dict)
     conditions: Conditions = field(default_factory=Conditions)
@@ -87,7 +92,12 @@ class Answering:
         faster = 1.0 if reference else self.control if key == CONTROL else self.ratio
         noise = 0.0 if reference else chance.gauss(0, self.spread)
         ns = round(1e6 * math.exp(shared + noise) / faster)
-        return ContenderResult(key, 200, float(ns), ns, round(1.1 * ns), round(1.3 * ns), 10_000_000, 2_000_000)
+        result = ContenderResult(key, 200, float(ns), ns, round(1.1 * ns), round(1.3 * ns), 10_000_000, 2_000_000)
+        if not self.bursts:
+            return result
+        undisturbed = self.shortest if self.shortest is not None and not reference and key != CONTROL else faster
+        lowest = round(0.9e6 * math.exp(shared + (0.0 if reference else chance.gauss(0, self.shortest_spread))) / undisturbed)
+        return replace(result, burst_p50_ns=(ns,) * self.bursts, burst_min_ns=(lowest,) * self.bursts)
 
 
 def cut(answering: Answering, keep: int) -> Answering:

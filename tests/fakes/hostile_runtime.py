@@ -82,6 +82,9 @@ class FakeHostileRuntime:
     def prepare(self, options: Options) -> None:
         pass
 
+    def resting(self, options: Options) -> Options:
+        return options
+
     def load(self, path: Path, options: Options) -> FakeHostileModel:
         model = json.loads(path.read_text())
         return FakeHostileModel(model["deed"], model["target"], now=model["when"] == "load")
@@ -310,7 +313,7 @@ def answer_with_a_zip_bomb(target: str) -> None:
     """Answers the first inference, and then the launch that has not been asked for yet."""
     summary = {
         "n": 9, "mean_ns": 1.0, "p50_ns": 1, "p90_ns": 1, "p99_ns": 1, "warmup_inferences": 1, "burst_p50_ns": [1],
-        "samples_per_s": 0.0, "batches": [], "regime": "flat", "unsettled": 0,
+        "burst_min_ns": [1], "samples_per_s": 0.0, "batches": [], "regime": "flat", "unsettled": 0,
         "disturbed": 0, "left_out": 0,
     }  # fmt: skip
     archive = io.BytesIO()

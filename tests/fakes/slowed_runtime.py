@@ -69,6 +69,9 @@ class FakeSlowedRuntime:
     def prepare(self, options: Options) -> None:
         self._inner.prepare({name: value for name, value in options.items() if name != OPTION})
 
+    def resting(self, options: Options) -> Options:
+        return self._inner.resting(options)
+
     def load(self, path: Path, options: Options) -> FakeSlowedModel:
         rest = {name: value for name, value in options.items() if name != OPTION}
         return FakeSlowedModel(self._inner.load(path, rest), float(options[OPTION]))

@@ -82,9 +82,10 @@ class FakeRunner:
     def import_(self, runtime: str) -> Reply:
         return Reply({"version": "9.9"})
 
-    def load(self, key: str, **_: Any) -> Reply:
+    def load(self, key: str, *, rest: bool, **_: Any) -> Reply:
         self.loaded.append(key)
-        return Reply({"load_ns": 5, "chosen": {}, "provider": self._parent.provider, "inputs": [], "outputs": []})
+        resting = {"spin_us": 5} if rest else {}
+        return Reply({"load_ns": 5, "chosen": {}, "provider": self._parent.provider, "resting": resting, "inputs": [], "outputs": []})
 
     def first(self, key: str, inputs: str) -> Reply:
         return Reply({"first_inference_ns": self._parent.first_ns, "not_finite": self._parent.not_finite.get(key, 0), "samples": 5})
@@ -92,7 +93,7 @@ class FakeRunner:
     def launch(self, keys: list[str], inputs: str, plan: dict[str, Any]) -> Reply:
         summary = {
             "n": 3, "mean_ns": 2.0, "p50_ns": 2, "p90_ns": 3, "p99_ns": 3, "warmup_inferences": 4, "burst_p50_ns": [2],
-            "regime": "flat", "unsettled": 1, "samples_per_s": 9.0,
+            "burst_min_ns": [1], "regime": "flat", "unsettled": 1, "samples_per_s": 9.0,
             "batches": [{"batch_size": size, "n": 3, "mean_ns": 2.0, "p50_ns": 2, "unavailable": ""} for size in plan["batch_sizes"]],
         }  # fmt: skip
         buffer = io.BytesIO()
@@ -162,7 +163,8 @@ def test_all_contenders_share_one_fresh_runner(runners: FakeRunners, place: Site
     assert [c.key for c in result.contenders] == ["a", "b", "c"]
     assert result.resident_together
     first = result.contenders[0]
-    assert (first.n, first.p50_ns, first.load_ns, first.first_inference_ns, first.burst_p50_ns) == (3, 2, 5, 7, (2,))
+    assert (first.n, first.p50_ns, first.load_ns, first.first_inference_ns) == (3, 2, 5, 7)
+    assert (first.burst_p50_ns, first.burst_min_ns) == ((2,), (1,))
     assert first.placement == {"CPUExecutionProvider": 12}
     with np.load(measured.blobs["samples"]) as archive:
         assert sorted(archive.files) == ["a", "b", "c"]
@@ -391,6 +393,19 @@ def test_a_silent_fallback_fails_where_the_order_says_so(runners: FakeRunners, p
 def test_a_rate_reaches_the_schedule(runners: FakeRunners, place: Site) -> None:
     _measure(LatencyWork((_contender("a"),), Scenario("paced", 25.0), "", (0,)), place)
     assert runners.requests("launch")[0]["plan"]["rate_per_s"] == 25.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "scenario", "rest"),
+    [("ab", Scenario(), True), ("ab", Scenario("offline", batch_sizes=(1,)), True), ("a", Scenario(), False),
+     ("ab", Scenario("paced", 25.0), False), ("ab", Scenario("sustained"), False), ("ab", Scenario("server", 25.0), False)],
+)  # fmt: skip
+def test_threads_rest_soon_where_contenders_take_turns_and_it_is_said(
+    runners: FakeRunners, place: Site, keys: str, scenario: Scenario, rest: bool
+) -> None:
+    measured = _measure(LatencyWork(tuple(map(_contender, keys)), scenario, "", (0,)), place)
+    assert [r["rest"] for r in runners.requests("load")] == [rest] * len(keys)
+    assert ("spin_us" in measured.conditions.settings) == rest
 
 
 def test_memory_is_taken_from_two_fresh_runners(runners: FakeRunners, place: Site) -> None:

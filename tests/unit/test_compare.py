@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.compare import planning
+import controller.compare
+from controller.compare import document, forms, planning
+from controller.compare.document import decided_because
 from controller.compare.judging import Finding, find, slowdown_gate
 from controller.compare.outcome import overall, problem, summary, told
 from controller.compare.rules import ROUNDS, Gate, Rules, gate
-from controller.evidence import CONTROL, Group
-from edgefarm.model import Conditions, EnergyResult, Failure, FailureKind, LatencyWork
+from controller.evidence import CONTROL, Evidence, Group
+from edgefarm.model import (
+    Conditions,
+    ContenderResult,
+    Device,
+    DeviceStatus,
+    EnergyResult,
+    Failure,
+    FailureKind,
+    LatencyWork,
+    Scenario,
+    Verdict,
+)
 from edgefarm.statistics import Interval, Relation
 from tests.fakes.comparing import Answering, cut, pair
 
 RULES = Rules()
+SCHEMA = json.loads((Path(controller.compare.__file__).parent / "schema.json").read_text())
 
 
 def finding(answering: Answering, rules: Rules = RULES, group: Group | None = None) -> Finding:
@@ -109,6 +127,122 @@ def test_two_copies_that_differ_make_the_launches_unfair() -> None:
     assert found.relation is Relation.INCONCLUSIVE
     assert found.control is not None
     assert found.control.low > 1.1
+
+
+def test_undisturbed_inferences_decide_where_every_launch_tells_them() -> None:
+    """They spread by .1 % here and typical ones by .6 %: the answer takes fewer launches, and is the same."""
+    launches = dict.fromkeys((0, 8), 0)
+    for seed in range(20):
+        for bursts in launches:
+            answering = Answering(1.0, 0.006, seed, bursts=bursts)
+            found = finding(answering)
+            assert found.relation is Relation.SAME
+            assert found.ratios is not None
+            assert (found.ratios.by_minima is None, found.ratios.minima_decide) == (not bursts, bool(bursts) and not found.ratios.differ)
+            launches[bursts] += sum(len(s.attempts) for s in answering.orders.values())
+    assert launches[8] < 0.7 * launches[0]
+
+
+def test_typical_inferences_that_differ_otherwise_decide_themselves() -> None:
+    """As where something slows most inferences of one side, and spares a few."""
+    for seed in range(20):
+        found = finding(Answering(1 / 1.04, seed=seed, bursts=8, shortest=1.0))
+        assert found.relation is Relation.SLOWER
+        assert found.ratios is not None
+        assert found.ratios.by_minima is not None
+        assert found.ratios.by_minima.low > 0.99, "the shortest alone would be the same"
+        assert found.ratio == found.ratios.by_medians
+        assert decided_because(found) == "typical inferences differ otherwise than undisturbed ones"
+
+
+def answered(answering: Answering, group: Group) -> Evidence:
+    return answering.run(group, partial(planning.next_step, rules=RULES))
+
+
+def with_minima(evidence: Evidence, group: Group, change: Callable[[int, ContenderResult], ContenderResult]) -> Evidence:
+    """The second side's results changed by launch."""
+    key = group.entries[1].key
+    changed = tuple(replace(launch, result=change(launch.index, launch.result)) for launch in evidence.launches[key])
+    return replace(evidence, launches={**evidence.launches, key: changed})
+
+
+@pytest.mark.parametrize("minima", [(), (900_000,), (900_000,) * 3])
+def test_one_launch_without_paired_minima_lets_medians_decide(minima: tuple[int, ...]) -> None:
+    group = pair(1.03)
+    evidence = answered(Answering(1.03, bursts=8), group)
+    assert find(group, evidence, RULES).no_minima == ""
+    found = find(group, with_minima(evidence, group, lambda index, r: r if index else replace(r, burst_min_ns=minima)), RULES)
+    assert found.ratios is not None
+    assert (found.ratios.by_minima, found.ratio) == (None, found.ratios.by_medians)
+    assert decided_because(found) == found.no_minima == "not every launch tells the minima of its bursts"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": "latency_p99"}, {"objective": "throughput"}, {"objective": "energy"}, {"scenario": Scenario(rate_per_s=30.0)},
+     {"scenario": Scenario("sustained")}, {"scenario": Scenario("offline")}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_not_a_median_of_inferences_back_to_back_has_no_minima(changes: dict[str, object]) -> None:
+    group = pair(1.03)
+    evidence = answered(Answering(1.03, bursts=8), group)
+    found = find(replace(group, **changes), evidence, RULES)  # type: ignore[arg-type]
+    assert found.ratios is not None
+    assert found.ratios.by_minima is None
+    assert found.no_minima
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=8, max_size=8), st.integers(0, 4))
+def test_minima_of_a_liar_do_no_harm_to_the_comparison_that_they_are_in(lie: list[int], honest: int) -> None:
+    """What they claim can't be told apart from what is; but it is a number, and what its medians show is not overruled by far."""
+    group = pair(1.03)
+    evidence = answered(Answering(1.03, bursts=8), group)
+    told = with_minima(evidence, group, lambda index, r: r if index < honest else replace(r, burst_min_ns=tuple(lie)))
+    found = find(group, told, RULES)
+    assert found.ratio is not None
+    assert found.ratios is not None
+    assert found.ratio.low <= found.ratios.by_medians.value <= found.ratio.high
+    assert found.relation in (Relation.FASTER, Relation.INCONCLUSIVE)
+
+
+def test_the_verdict_is_about_what_decides() -> None:
+    """Medians so wide that they would be called noisy, and undisturbed inferences that are not."""
+    one_round = pair(1.5, budget_ns=1)
+    wide = finding(Answering(1.5, spread=0.3, seed=3), group=one_round)
+    sharp = finding(Answering(1.5, spread=0.3, seed=3, bursts=8), group=one_round)
+    assert wide.verdict is Verdict.NOISY
+    assert (sharp.verdict, sharp.relation) == (Verdict.STABLE, Relation.FASTER)
+    assert sharp.control is not None
+    assert sharp.control.high < 1.02, "two copies are compared as both sides are"
+
+
+@pytest.mark.parametrize(
+    ("answering", "by", "says"),
+    [
+        (Answering(1.03, bursts=8), "minima", "; minima decide: undisturbed inferences spread less"),
+        (Answering(1 / 1.04, bursts=8, shortest=1.0), "medians", "; medians decide: typical inferences differ otherwise than undisturbed"),
+        (Answering(1.03), "medians", ""),
+        (Answering(fails={pair().entries[1].key: Failure(FailureKind.OOM, "too large")}), None, ""),
+    ],
+)
+def test_every_form_shows_both_ratios_and_which_one_decides(answering: Answering, by: str | None, says: str) -> None:
+    group = pair(answering.ratio)
+    found = finding(answering, group=group)
+    device = document.measured(found, group, DeviceStatus(Device("d1", "id", "boot"), "c1", "ready"), RULES)
+    told = {**document.head("old", "new", RULES, [found], {}, None), "devices": [device]}
+    jsonschema.validate(told, SCHEMA)
+    assert device["decided_by"] == by
+    for of in ("medians", "minima"):
+        assert (device[f"speedup_by_{of}"] is None) == (f"speedup_by_{of}" in device["unavailable"])
+    if by == "medians":
+        assert device["speedup"] == device["speedup_by_medians"]
+    if says:
+        assert (device["speedup"]["ratio"] == device["speedup_by_minima"]["ratio"]) == (by == "minima")
+        assert says in forms.table(told)
+        assert says in forms.as_junit(told)
+    else:
+        assert " decide: " not in forms.table(told)
 
 
 def test_a_side_that_does_not_run_ends_it_by_name() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from controller.evidence import COMPARE, CONTROL, Evidence, stage_of
 from controller.planner import finalists, next_step
-from controller.racing import CONTENDERS, ERROR_RATE, FIELD, LAUNCHES, ROUND, ahead, close, stand
+from controller.racing import CONTENDERS, ERROR_RATE, FIELD, FINALISTS, LAUNCHES, ROUND, ahead, close, stand
 from controller.selection import choose
 from edgefarm.model import Attempt, Failure, FailureKind, LatencyResult, LatencyWork, Order, OrderState, OrderStatus, Outcome, Scenario
 from tests.fakes.world import FakeWorld, Truth, entry, make_group
@@ -104,12 +104,12 @@ def test_what_is_left_of_the_budget_goes_to_those_that_are_close() -> None:
 
 
 def test_more_close_candidates_than_a_round_holds_meet_the_leader_in_later_rounds() -> None:
-    truths = (BASE, *(Truth(f"v{i}", 400_000 + i * 3000, 0.92) for i in range(6)))
+    truths = (BASE, *(Truth(f"v{i}", 400_000 + i * 1000, 0.92) for i in range(6)))
     world, group = FakeWorld(truths, noise=0.005, seed=1), make_group(truths)
     evidence = world.run(group)
     works = compared(world)
     assert all(len(w.contenders) <= CONTENDERS and w.contenders[0].key == group.baseline.key for w in works)
-    assert all(entry(t).key in evidence.launches for t in truths[1:4])
+    assert FINALISTS < sum(entry(t).key in evidence.launches for t in truths[1:]) <= FIELD
     later = [keys_of(w) for w in works[1:]]
     assert later
     assert all(any(k in keys_of(works[0])[1:] for k in ks[1:]) for ks in later)  # somebody who ran before is there to be paired with
@@ -218,20 +218,23 @@ def test_the_control_arm_runs_once_where_a_place_is_free_and_is_no_candidate() -
 
 
 def test_a_noisy_machine_makes_smaller_differences_not_matter() -> None:
-    """By the control arm: with a floor of 4 % two that may differ by some percent need no more launches."""
+    """By the control arm: with a floor of some percent two that may differ by less need no more launches."""
     truths = (BASE, Truth("a", 400_000, 0.92), Truth("b", 400_000, 0.92))
-    world, group = FakeWorld(truths, noise=0.012, seed=3), make_group(truths)
-    usual = world.run(group)
-    loud = [
-        replace(x, result=replace(x.result, p50_ns=round(x.reference.p50_ns * f))) for x, f in zip(usual.control, (0.9, 1.1, 0.9, 1.1, 1.0))
-    ]
-    first = {x.order for x in usual.control}
-    one_block = replace(
-        usual,
-        launches={k: tuple(x for x in xs if x.order in first) for k, xs in usual.launches.items()},
-        ended=usual.ended - ({o for o in usual.ended if stage_of(o) == COMPARE} - first),
-    )
-    assert stand(group, one_block).order is not None
+    group = make_group(truths)
+    for seed in range(40):
+        usual = FakeWorld(truths, noise=0.012, seed=seed).run(group)
+        first = {x.order for x in usual.control}
+        one_block = replace(
+            usual,
+            launches={k: tuple(x for x in xs if x.order in first) for k, xs in usual.launches.items()},
+            ended=usual.ended - ({o for o in usual.ended if stage_of(o) == COMPARE} - first),
+        )
+        if len(stand(group, one_block).alive) == 2 and stand(group, one_block).order is not None:
+            break
+    else:
+        pytest.fail("in no world are both left, and their difference in doubt")
+    factors = (0.9, 1.1, 0.9, 1.1, 1.0)
+    loud = [replace(x, result=replace(x.result, p50_ns=round(x.reference.p50_ns * f))) for x, f in zip(usual.control, factors)]
     assert stand(group, replace(one_block, control=tuple(loud))).order is None
 
 

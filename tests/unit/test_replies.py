@@ -20,7 +20,7 @@ from edgefarm.model import Failure, FailureKind, Stage
 
 _SUMMARY: dict[str, Any] = {
     "n": 3, "mean_ns": 2.5, "p50_ns": 2, "p90_ns": 3, "p99_ns": 3, "warmup_inferences": 4, "burst_p50_ns": [2, 3],
-    "disturbed": 0, "left_out": 0, "samples_per_s": 0.0, "regime": "flat", "unsettled": 0,
+    "burst_min_ns": [1, 2], "disturbed": 0, "left_out": 0, "samples_per_s": 0.0, "regime": "flat", "unsettled": 0,
     "batches": [{"batch_size": 4, "n": 3, "mean_ns": 2.5, "p50_ns": 2, "unavailable": ""}],
 }  # fmt: skip
 _LAUNCH = {"do": "launch", "keys": ["a"], "plan": {"kind": "paced"}}
@@ -56,7 +56,7 @@ def test_a_launch_is_taken_as_it_is_and_what_was_not_asked_for_is_dropped() -> N
 @pytest.mark.parametrize("key", _SUMMARY)
 @pytest.mark.parametrize("value", [None, -1, 2**70, 10**400, "1", [], [0], float("inf"), float("nan"), True])
 def test_no_number_of_a_launch_is_believed_unseen(key: str, value: Any) -> None:
-    if key in ("burst_p50_ns", "batches") and value == []:
+    if key in ("burst_p50_ns", "burst_min_ns", "batches") and value == []:
         value = [1, None]
     body = {"contenders": {"a": {**_SUMMARY, key: value}}}
     with pytest.raises(ProtocolError, match=key):
@@ -125,7 +125,10 @@ def test_what_a_runner_cannot_know_it_does_not_tell(kind: str) -> None:
 
 
 def test_shapes_may_have_open_axes_and_options_plain_values() -> None:
-    load = {"load_ns": 1, "chosen": {"inference_precision": "f32"}, "provider": "", "inputs": [["x", "float32", [None, 3]]], "outputs": []}
+    load = {
+        "load_ns": 1, "chosen": {"inference_precision": "f32"}, "provider": "", "resting": {"spin": 5, "fast": True},
+        "inputs": [["x", "float32", [None, 3]]], "outputs": [],
+    }  # fmt: skip
     assert _checked({"do": "load"}, {"ok": load}) == load
     probe = {"version": "1", "providers": {"cpu": {"delegate": "none", "fast": True, "threads": 2}}}
     assert _checked({"do": "probe"}, {"ok": probe}) == probe

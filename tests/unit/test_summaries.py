@@ -20,7 +20,7 @@ def _timed(samples: list[int], disturbed: list[bool]) -> Timed:
 def test_summaries_give_quantiles() -> None:
     found = summaries({"a": _timed(list(range(1, 102)), [False] * 101)})["a"]
     assert (found["n"], found["mean_ns"], found["p50_ns"], found["p90_ns"], found["p99_ns"]) == (101, 51.0, 51, 91, 100)
-    assert (found["warmup_inferences"], found["burst_p50_ns"]) == (7, [51])
+    assert (found["warmup_inferences"], found["burst_p50_ns"], found["burst_min_ns"]) == (7, [51], [1])
     assert (found["disturbed"], found["left_out"]) == (0, 0)
 
 
@@ -113,8 +113,29 @@ def test_the_median_of_a_burst_is_that_of_its_undisturbed_inferences() -> None:
     assert found["burst_p50_ns"] == [101, 9000] * 3, "a burst without any has that of all: bursts are compared one by one"
 
 
+def test_the_minimum_of_a_burst_is_that_of_its_undisturbed_inferences() -> None:
+    samples, disturbed = [100, 90, 102, 9000, 8000, 9000] * 3, [False, True, False, True, True, True] * 3
+    found = summaries({"a": Timed(samples, disturbed, [3] * 6, 1)})["a"]
+    assert found["burst_min_ns"] == [100, 8000] * 3, "as the median is"
+
+
+def test_minima_are_of_as_many_inferences_of_each_contender() -> None:
+    """The shortest of eight is shorter than the shortest of four, of one and the same model."""
+    short = Timed([20, 30, 10, 10, 20, 10], [False] * 6, [4, 2], 1)
+    long = Timed([60, 50, 70, 40, 40], [False] * 5, [2, 3], 1)
+    found = summaries({"short": short, "long": long})
+    assert (found["short"]["burst_min_ns"], found["long"]["burst_min_ns"]) == ([20, 10], [50, 40])
+    assert found["short"]["burst_p50_ns"] == [15, 15], "medians are of all"
+
+
+def test_inputs_of_different_shapes_have_no_shortest_inference() -> None:
+    found = summaries({"a": Timed([100, 300] * 4, [False] * 8, [4, 4], 1, cycle=2)})["a"]
+    assert (found["burst_p50_ns"], found["burst_min_ns"]) == ([200, 200], [])
+
+
 def test_a_stretch_has_equal_parts_of_what_counts_in_it() -> None:
     found = summaries({"a": Timed(list(range(1, 81)), [False] * 80)}, "server")["a"]
+    assert found["burst_min_ns"] == [], "the parts of a stretch are not compared one by one"
     assert found["burst_p50_ns"] == [round(np.median(np.arange(1, 11) + 10 * i)) for i in range(8)]
 
 

@@ -81,11 +81,20 @@ DEVICE = model.Device(
     capabilities=(model.Capability("onnxruntime", "CPUExecutionProvider", "1.20", True),),
     threads=2,
 )
+LAUNCHED = model.ContenderResult(
+    CANDIDATE.key, 9, 1.5e6, 1_400_000, 1_600_000, 1_700_000, 20_000_000, 3_000_000, 12, {"CPUExecutionProvider": 7},
+    (1_400_000, 1_500_000), disturbed=2, left_out=1,
+    chosen={"threads": "2"}, samples_per_s=660.5, regime="flat", unsettled=3, provider="CPUExecutionProvider",
+)  # fmt: skip
 EXAMPLES: dict[str, typing.Any] = {
     "order": ORDER,
     "attempt": model.Attempt(
         "o1", 1, "bench-1", 5, 6, model.Failure(model.FailureKind.OOM, "killed at 3 GiB", model.Stage.RUN), CONDITIONS
     ),
+    "launch": model.Attempt(
+        "o1", 1, "bench-1", 5, 6, model.LatencyResult((dataclasses.replace(LAUNCHED, burst_min_ns=(1_300_000, 1_350_000)),), True, DIGEST)
+    ),
+    "launch-of-an-agent-without-minima": model.Attempt("o1", 1, "bench-1", 5, 6, model.LatencyResult((LAUNCHED,), True, DIGEST)),
     "hello": model.Hello(1, ("latency",), "i1", DEVICE, True),
     "deployment": model.Deployment("d1", "bench-1", "m", 3, "int8/ab", CANDIDATE, "file", model.Golden("sha256:" + "cd" * 32, 1e-3, 1e-5)),
 }

@@ -64,6 +64,8 @@ class ContenderResult:
     scenario, of the best batch size under `offline`; 0: 1e9 / `mean_ns`. Latencies under `server` begin when the request arrived.
     `regime`: shape of the launch's samples over time (`edgefarm.statistics`), of which the first `unsettled` are not among the n.
     `provider`: execution provider or delegate that its options ask for by name, empty if they ask for none; see `fallen_back`.
+    `burst_p50_ns`: of each burst, or of each part of a stretch; `burst_min_ns`: the shortest inference of each burst, among as many as all
+    contenders have in that round. Empty: no such bursts, inputs of different shapes take turns, or an agent that does not tell it.
     """
 
     key: str
@@ -86,6 +88,7 @@ class ContenderResult:
     regime: str = ""
     unsettled: int = 0
     provider: str = ""
+    burst_min_ns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

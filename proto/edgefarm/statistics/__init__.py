@@ -14,13 +14,16 @@ from edgefarm.statistics.pairing import interquartile_mean, launch_ratio
 from edgefarm.statistics.percentiles import percentile_floor, quantile, quantile_interval
 from edgefarm.statistics.resampling import bootstrap_interval, hierarchical_ratio
 from edgefarm.statistics.sequential import Relation, anytime_interval, anytime_ratio, relation
+from edgefarm.statistics.undisturbed import BurstRatios, burst_ratios
 
 __all__ = [
+    "BurstRatios",
     "Interval",
     "Relation",
     "anytime_interval",
     "anytime_ratio",
     "bootstrap_interval",
+    "burst_ratios",
     "geometric_interval",
     "hierarchical_ratio",
     "incomplete_beta",

@@ -389,7 +389,7 @@ class BatchResult(_message.Message):
     def __init__(self, batch_size: _Optional[int] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., unavailable: _Optional[str] = ...) -> None: ...
 
 class ContenderResult(_message.Message):
-    __slots__ = ("key", "n", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "load_ns", "first_inference_ns", "warmup_inferences", "placement", "burst_p50_ns", "failure", "disturbed", "left_out", "chosen", "samples_per_s", "batches", "regime", "unsettled", "provider")
+    __slots__ = ("key", "n", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "load_ns", "first_inference_ns", "warmup_inferences", "placement", "burst_p50_ns", "failure", "disturbed", "left_out", "chosen", "samples_per_s", "batches", "regime", "unsettled", "provider", "burst_min_ns")
     class PlacementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -424,6 +424,7 @@ class ContenderResult(_message.Message):
     REGIME_FIELD_NUMBER: _ClassVar[int]
     UNSETTLED_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    BURST_MIN_NS_FIELD_NUMBER: _ClassVar[int]
     key: str
     n: int
     mean_ns: float
@@ -444,7 +445,8 @@ class ContenderResult(_message.Message):
     regime: str
     unsettled: int
     provider: str
-    def __init__(self, key: _Optional[str] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., p90_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., first_inference_ns: _Optional[int] = ..., warmup_inferences: _Optional[int] = ..., placement: _Optional[_Mapping[str, int]] = ..., burst_p50_ns: _Optional[_Iterable[int]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., disturbed: _Optional[int] = ..., left_out: _Optional[int] = ..., chosen: _Optional[_Mapping[str, str]] = ..., samples_per_s: _Optional[float] = ..., batches: _Optional[_Iterable[_Union[BatchResult, _Mapping]]] = ..., regime: _Optional[str] = ..., unsettled: _Optional[int] = ..., provider: _Optional[str] = ...) -> None: ...
+    burst_min_ns: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, key: _Optional[str] = ..., n: _Optional[int] = ..., mean_ns: _Optional[float] = ..., p50_ns: _Optional[int] = ..., p90_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., load_ns: _Optional[int] = ..., first_inference_ns: _Optional[int] = ..., warmup_inferences: _Optional[int] = ..., placement: _Optional[_Mapping[str, int]] = ..., burst_p50_ns: _Optional[_Iterable[int]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., disturbed: _Optional[int] = ..., left_out: _Optional[int] = ..., chosen: _Optional[_Mapping[str, str]] = ..., samples_per_s: _Optional[float] = ..., batches: _Optional[_Iterable[_Union[BatchResult, _Mapping]]] = ..., regime: _Optional[str] = ..., unsettled: _Optional[int] = ..., provider: _Optional[str] = ..., burst_min_ns: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LatencyResult(_message.Message):
     __slots__ = ("contenders", "resident_together", "samples")
