@@ -151,6 +151,41 @@ def channels_last(folder: Path) -> Path:
     return _save(folder, nodes, [_value("x", ["N", 16, 16, 3])], [_value("y", ["N", 10])], {"k": _weights(1, 10, 3, 3, 3)})
 
 
+def mixture(folder: Path) -> Path:
+    """What is odd about most of `MODELS`, in one.
+
+    `serving_default_tokens:0`: int64[N, T], mask: bool[N, T], image: float32[N, 16, 16, 3] -> `StatefulPartitionedCall:0`:
+    float32[N, T, 10], features: float32[N, 10], best: int64[N, T, 1].
+    """
+    nodes = [
+        helper.make_node("Gather", ["table", "serving_default_tokens:0"], ["embedded"], name="model/embed:0"),
+        helper.make_node("MatMul", ["embedded", "w"], ["mixed"], name="model/dense/MatMul"),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["wide"], name="widen"),
+        helper.make_node("Where", ["wide", "mixed", "zero"], ["hidden"], name="hide"),
+        helper.make_node("Transpose", ["image"], ["t"], name="to_nchw", perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "k"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["features"], name="flatten"),
+        helper.make_node("Unsqueeze", ["features", "middle"], ["row"], name="row"),
+        helper.make_node("Add", ["hidden", "row"], ["StatefulPartitionedCall:0"], name="sum"),
+        helper.make_node("ArgMax", ["StatefulPartitionedCall:0"], ["best"], name="best", axis=2),
+    ]
+    axes = {"last": np.array([2], dtype=np.int64), "middle": np.array([1], dtype=np.int64)}
+    weights = {"table": _weights(1, 10, 8), "w": _weights(2, 8, 10), "k": _weights(3, 10, 3, 3, 3)}
+    inputs = [
+        _value("serving_default_tokens:0", ["N", "T"], TensorProto.INT64),
+        _value("mask", ["N", "T"], TensorProto.BOOL),
+        _value("image", ["N", 16, 16, 3]),
+    ]
+    outputs = [
+        _value("StatefulPartitionedCall:0", ["N", "T", 10]),
+        _value("features", ["N", 10]),
+        _value("best", ["N", "T", 1], TensorProto.INT64),
+    ]
+    return _save(folder, nodes, inputs, outputs, {**weights, **axes, "zero": np.zeros(1, dtype=np.float32)})
+
+
 def external_data(folder: Path, location: str = "weights.bin") -> Path:
     """`dense` with its weights in a file of their own."""
     path = dense(folder)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from controller.artifacts import ArtifactStore
-from controller.client import Client
 from controller.control import Control
 from controller.farm import Farm
 from controller.sessions import Peer
@@ -46,7 +45,6 @@ from edgefarm.model import (
     OrderState,
     Probed,
 )
-from tests.fakes.connections import served
 from tests.fakes.devices import FakeClock, FakeDevice
 from tests.fakes.orders import (
     INPUTS,
@@ -60,11 +58,6 @@ from tests.fakes.orders import (
     an_attempt,
     an_order,
 )
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture
@@ -83,15 +76,6 @@ def _farm(store: SqlStore, folder: Path, clock: FakeClock) -> Farm:
     made = Farm(store, ArtifactStore(folder / "artifacts"), heartbeat_s=5.0, lost_after_s=30.0, clock=clock, wall=lambda: 1000)
     made.open_run("c", "spec", "{}", "me", {})
     return made
-
-
-@pytest.fixture(params=["in-process", "over-grpc"])
-def control(request: pytest.FixtureRequest, farm: Farm, tmp_path: Path) -> Iterator[Control]:
-    if request.param == "in-process":
-        yield farm
-        return
-    with served(farm) as connection:
-        yield Client(connection, tmp_path / "cache")
 
 
 @pytest.fixture

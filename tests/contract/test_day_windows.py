@@ -9,24 +9,17 @@ from pathlib import Path
 import pytest
 
 from controller.artifacts import ArtifactStore
-from controller.client import Client
 from controller.control import Control
 from controller.farm import Farm
 from controller.store import SqlStore
 from edgefarm.errors import UserError
 from edgefarm.model import FEATURES, Ack, Failure, Heartbeat, Order, OrderEnded, OrderState, Wait
 from edgefarm.windows import DAY_S
-from tests.fakes.connections import served
 from tests.fakes.devices import FakeClock, FakeDevice
 from tests.fakes.orders import a_device, a_hello, an_attempt, an_order
 
 NIGHT = "22:00-05:00"
 TEN_PM = 22 * 3600
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture
@@ -46,22 +39,6 @@ def a_farm(store: SqlStore, folder: Path, clock: FakeClock) -> Farm:
 @pytest.fixture
 def farm(store: SqlStore, tmp_path: Path, clock: FakeClock) -> Farm:
     return a_farm(store, tmp_path, clock)
-
-
-@pytest.fixture(params=["in-process", "over-grpc"])
-def control(request: pytest.FixtureRequest, farm: Farm, tmp_path: Path) -> Iterator[Control]:
-    if request.param == "in-process":
-        yield farm
-        return
-    with served(farm) as connection:
-        yield Client(connection, tmp_path / "cache")
-
-
-@pytest.fixture
-def device(farm: Farm) -> FakeDevice:
-    made = FakeDevice(farm)
-    made.attach()
-    return made
 
 
 def at_night(id: str = "o1", **more: object) -> Order:

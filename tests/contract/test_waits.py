@@ -9,21 +9,14 @@ from pathlib import Path
 import pytest
 
 from controller.artifacts import ArtifactStore
-from controller.client import Client
 from controller.control import Control
 from controller.farm import Farm
 from controller.store import SqlStore
 from edgefarm.model import Heartbeat, OrderEnded, Wait
-from tests.fakes.connections import served
 from tests.fakes.devices import FakeClock, FakeDevice
 from tests.fakes.orders import a_device, a_hello, an_attempt, an_order
 
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture
@@ -34,22 +27,6 @@ def farm(tmp_path: Path, clock: FakeClock) -> Iterator[Farm]:
         made.open_run(owner, "spec", "{}", owner, {})
     yield made
     store.close()
-
-
-@pytest.fixture(params=["in-process", "over-grpc"])
-def control(request: pytest.FixtureRequest, farm: Farm, tmp_path: Path) -> Iterator[Control]:
-    if request.param == "in-process":
-        yield farm
-        return
-    with served(farm) as connection:
-        yield Client(connection, tmp_path / "cache")
-
-
-@pytest.fixture
-def device(farm: Farm) -> FakeDevice:
-    made = FakeDevice(farm)
-    made.attach()
-    return made
 
 
 def test_nobody_waits_who_is_served(control: Control, farm: Farm, device: FakeDevice) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.e2e.forked import Forks
 
 TIMEOUT_S = 240
 
@@ -39,7 +42,7 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def start(arguments: Sequence[str], cwd: Path, changes: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Starts `controller ARGUMENTS` in a process group of its own."""
+    """Starts `controller ARGUMENTS` in a process group of its own, as a person does."""
     return subprocess.Popen(
         [sys.executable, "-m", "controller.cli", *arguments],
         cwd=cwd,
@@ -51,16 +54,19 @@ def start(arguments: Sequence[str], cwd: Path, changes: Mapping[str, str] | None
     )
 
 
+_idle: list[Forks] = []
+
+
 def controller(*arguments: str, cwd: Path, changes: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S) -> Done:
-    """Runs `controller ARGUMENTS` to its end."""
-    process = start(arguments, cwd, changes)
-    try:
-        stdout, stderr = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        stdout, stderr = process.communicate()
-        raise AssertionError(f"controller {' '.join(arguments)} did not end within {timeout_s} s:\n{stderr[-3000:]}") from None
-    return Done(process.returncode, stdout, stderr)
+    """Runs `controller ARGUMENTS` to its end, forked from a process that has imported it."""
+    if not _idle:
+        _idle.append(Forks())
+        atexit.register(_idle[-1].close)
+    forks = _idle.pop()
+    done = Done(*forks.run(arguments, cwd, environment(changes), timeout_s))
+    _idle.append(forks)
+    assert done.code != -signal.SIGKILL, f"controller {' '.join(arguments)} did not end within {timeout_s} s:\n{done.stderr[-3000:]}"
+    return done
 
 
 def deploy(fleet: Path, *arguments: str, expected: int = 0, changes: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from tests import zoo
-from tests.e2e.command import Done, controller
+from tests.e2e.command import TIMEOUT_S, Done, controller, start
 from tests.e2e.zoo_fleets import write_fleet
 
 Document = dict[str, Any]
@@ -279,6 +279,15 @@ def test_without_json_nothing_is_on_stdout(folder: Path) -> None:
     misspelt = controller("deploy", "--flet", FILE, cwd=folder)
     assert (misspelt.code, misspelt.stdout) == (2, "")
     assert "--fleet" in misspelt.stderr
+
+
+def test_a_forked_command_does_what_a_started_one_does(folder: Path) -> None:
+    edit(modle={})(folder)
+    for options in (("--json",), ("--flet",)):
+        arguments = ("deploy", "--fleet", FILE, *options)
+        started = start(arguments, folder)
+        stdout, stderr = started.communicate(timeout=TIMEOUT_S)
+        assert controller(*arguments, cwd=folder) == Done(started.returncode, stdout, stderr)
 
 
 def test_looking_where_nothing_is(folder: Path) -> None:

@@ -39,7 +39,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     passes = {name: {"pass": NAME, "how": how} for name, how in ON_THE_HOST.items()}
     passes |= {name: {"pass": NAME, "how": how, "unchecked": True} for name, how in ON_THE_DEVICE.items()}
     recipes = [{"name": name, "passes": [step]} for name, step in passes.items()]
-    fleet.write_text(json.dumps({**document, "optimize": {"recipes": recipes}}))
+    measure = {**document["measure"], "budget": {"minutes_per_device": 0.3}}  # every candidate is to be screened
+    fleet.write_text(json.dumps({**document, "optimize": {"recipes": recipes}, "measure": measure}))
     (found,) = deploy_with_bad_passes(fleet)["devices"]
     assert isinstance(found, dict)
     return found

@@ -10,25 +10,15 @@ import pytest
 
 from tests import zoo
 from tests.e2e.test_compare import MEASURE, WIDE
-from tests.e2e.test_remote import DEVICES, FakeLab, fleet_of
+from tests.e2e.test_remote import DEVICES, FakeLab, fleet_of, running_lab
 
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[FakeLab]:
-    made = FakeLab(tmp_path)
-    try:
-        made.serve()
-        token = made.told("root", "token", "create", "--uses", "2", "--expires", "1h", "--label", "site=lab")["token"]
-        for name in DEVICES:
-            made.enroll(name, token)
-        made.wait_until_ready()
-        made.log_in("anna", "operator")
-        made.log_in("vera", "viewer")
+    with running_lab(tmp_path) as made:
         yield made
-    finally:
-        made.stop()
 
 
 def test_both_devices_are_compared_each_by_itself(lab: FakeLab) -> None:

@@ -15,13 +15,14 @@ from tests.e2e.command import Done
 from tests.e2e.faults import WINNER, Campaign, write_campaign
 
 RUNNER, PASS, METRIC = "agent.runner.child", "optimizer.fork_server", "user_metric_child.py"
-PHASES: list[tuple[dict[str, Any], str]] = [
-    ({"event": "pass", "kind": "started"}, PASS),
-    ({"event": "stage", "stage": "screen"}, RUNNER),
-    ({"event": "stage", "stage": "accuracy"}, RUNNER),
-    ({"event": "stage", "stage": "compare"}, RUNNER),
-    ({"event": "stage", "stage": "memory"}, RUNNER),
-    ({"event": "phase-started", "phase": "rollout"}, RUNNER),
+PHASES: list[tuple[dict[str, Any], str, str]] = [
+    ({"event": "pass", "kind": "started"}, PASS, "command"),
+    ({"event": "stage", "stage": "screen"}, RUNNER, "command"),
+    ({"event": "stage", "stage": "accuracy"}, RUNNER, "command"),
+    ({"event": "stage", "stage": "compare"}, RUNNER, "command"),
+    ({"event": "stage", "stage": "compare"}, RUNNER, "both"),
+    ({"event": "stage", "stage": "memory"}, RUNNER, "command"),
+    ({"event": "phase-started", "phase": "rollout"}, RUNNER, "command"),
 ]
 KILLS, SEED = 25, 20
 
@@ -70,27 +71,15 @@ def test_a_killed_agent_is_started_again_and_told_only_what_remains(tmp_path: Pa
     has_nothing_to_do(campaign)
 
 
-def test_the_command_is_killed_in_the_middle_of_every_phase(tmp_path: Path) -> None:
+def test_the_command_is_killed_in_the_middle_of_every_phase_and_once_with_its_agent(tmp_path: Path) -> None:
     campaign = write_campaign(tmp_path)
-    for phase, module in PHASES:
+    for phase, module, kind in PHASES:
         told = campaign.told(**phase)
         campaign.go_on()
         assert campaign.until(told), phase
         assert campaign.until(at_work(campaign, module)), phase
-        campaign.kill("command")
+        assert campaign.kill(kind) == kind
         campaign.everything_is_whole()
-    campaign.go_on()
-    is_won(campaign, campaign.finish())
-    campaign.nothing_was_done_twice()
-
-
-def test_agent_and_command_are_killed_at_once(tmp_path: Path) -> None:
-    campaign = write_campaign(tmp_path)
-    campaign.go_on()
-    assert campaign.until(lambda: any("/compare/" in order for order, _ in campaign.begun()))
-    assert campaign.until(at_work(campaign, RUNNER))
-    assert campaign.kill("both") == "both"
-    campaign.everything_is_whole()
     campaign.go_on()
     is_won(campaign, campaign.finish())
     campaign.nothing_was_done_twice()

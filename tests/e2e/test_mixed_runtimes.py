@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from optimizer.engines import import_openvino
 from tests import models_optimizer as models
 from tests import models_tflite, zoo_twins
 from tests.e2e.command import controller, deploy
@@ -31,7 +32,6 @@ def write(folder: Path, devices: dict[str, list[str]], recipes: Any = RECIPES, s
     document = json.loads(fleet.read_text())
     document["model"] = {"path": "model.onnx", "alternatives": ["model.tflite"], **model}
     document["devices"] = [{"name": n, "local": {"runtimes": r, "threads": 1}} for n, r in devices.items()]
-    document["measure"] = {"accept": ["stable", "noisy", "interfered", "unsteady"]}  # what is looked at here is not the numbers
     document["optimize"] = {"recipes": recipes, "budget": {"variants": 8}}
     fleet.write_text(json.dumps(document))
     return fleet
@@ -39,6 +39,9 @@ def write(folder: Path, devices: dict[str, list[str]], recipes: Any = RECIPES, s
 
 def test_every_device_runs_its_own_winner(tmp_path: Path) -> None:
     fleet = write(tmp_path, DEVICES)
+    document = json.loads(fleet.read_text())
+    document["measure"]["budget"]["minutes_per_device"] = 0.3  # every candidate is to be screened
+    fleet.write_text(json.dumps(document))
     report = deploy(fleet, "--events", str(tmp_path / "events"))
     jsonschema.validate(report, SCHEMA)
     by_name = {d["name"]: d for d in report["devices"]}
@@ -90,17 +93,9 @@ def _check_what_is_active(devices: dict[str, Any]) -> None:
 
 def test_a_several_file_winner_is_activated_whole(tmp_path: Path) -> None:
     """An .xml whose .bin would go by another name does not load."""
-    fleet = write(tmp_path, {"vino": ["openvino"]}, [{"name": "xml", "passes": [{"pass": "to_openvino"}]}])
-    models_source = tmp_path / "own"
-    models_source.mkdir()
-    report = deploy(fleet, "--until", "optimize")
-    made = Path(report["variants"][-1]["file"])
-    for suffix in (".xml", ".bin"):
-        (models_source / f"net{suffix}").write_bytes(made.with_suffix(suffix).read_bytes())
-    document = json.loads(fleet.read_text())
-    document["model"] = {"path": "own/net.xml"}
-    document["optimize"]["recipes"] = "auto"
-    fleet.write_text(json.dumps(document))
+    fleet = write(tmp_path, {"vino": ["openvino"]}, "auto", path="own/net.xml", alternatives=[])
+    library = import_openvino()
+    library.save_model(library.Core().read_model(str(tmp_path / "model.onnx")), str(tmp_path / "own" / "net.xml"))
     device = deploy(fleet)["devices"][0]
     assert (device["winner"]["variant"], device["winner"]["runtime"]) == ("source", "openvino")
     active = Path(device["deployment"]["path"])
@@ -116,7 +111,7 @@ def test_an_alternative_whose_tokens_are_narrower(tmp_path: Path) -> None:
     document = json.loads(fleet.read_text())
     document["model"]["alternatives"] = ["given/model.tflite"]
     document["devices"] = [{"name": "lite", "local": {"runtimes": ["tflite"]}}]
-    document["measure"] = {"accept": ["stable", "noisy", "interfered", "unsteady"]}
+    document["optimize"] = {"recipes": [{"name": "small", "passes": [{"pass": "quantize_tflite", "mode": "dynamic"}]}]}
     fleet.write_text(json.dumps(document))
     (device,) = deploy(fleet)["devices"]
     tokens = {
@@ -152,8 +147,6 @@ def test_bad_alternatives(tmp_path: Path, name: str) -> None:
         whole = (tmp_path / "model.tflite").read_bytes()
         (tmp_path / "model.tflite").write_bytes(whole[: len(whole) // 2])
     if name == "an .xml without weights":
-        from optimizer.engines import import_openvino
-
         library = import_openvino()
         library.save_model(library.Core().read_model(str(tmp_path / "model.onnx")), str(tmp_path / "model.xml"))
         (tmp_path / "model.bin").unlink()
@@ -169,7 +162,7 @@ def test_a_consumer_of_files_is_not_given_another_format(tmp_path: Path) -> None
     document = json.loads(fleet.read_text())
     document["devices"] = [{"name": "plain", "local": {"threads": 1}}]
     fleet.write_text(json.dumps(document))
-    report = deploy(fleet)
+    report = deploy(fleet, "--until", "select")
     assert {c["artifact"]["format"] for c in report["devices"][0]["candidates"]} == {"onnx"}
     assert "model.tflite was left out: no device runs tflite" in report["notes"]
     assert np.isfinite(report["devices"][0]["winner"]["latency_ns"]["p50"]["value"])

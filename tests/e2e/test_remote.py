@@ -103,9 +103,10 @@ class FakeLab:
             log.close()
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeLab]:
-    made = FakeLab(tmp_path_factory.mktemp("lab"))
+@contextlib.contextmanager
+def running_lab(folder: Path) -> Iterator[FakeLab]:
+    """With two devices, an operator anna and a viewer vera."""
+    made = FakeLab(folder)
     try:
         made.serve()
         token = made.told("root", "token", "create", "--uses", "2", "--expires", "1h", "--label", "site=lab")["token"]
@@ -117,6 +118,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeLab]:
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeLab]:
+    with running_lab(tmp_path_factory.mktemp("lab")) as made:
+        yield made
 
 
 def fleet_of(lab: FakeLab, name: str) -> Path:

@@ -140,9 +140,10 @@ class OtherVersion:
 
     def __init__(self, folder: Path, version: str, protocol: int, features: Sequence[str] | None = None, *, further: bool = False) -> None:
         self.folder, self.version = folder, version
+        # With what is compiled: an agent would compile it anew each time, since only what is edited here is newer.
         for package in _PACKAGES:
-            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT / "proto" / "edgefarm", folder / "edgefarm", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / package, folder / package)
+        shutil.copytree(ROOT / "proto" / "edgefarm", folder / "edgefarm")
         self._edit("edgefarm/__init__.py", r'__version__ = ".*"', f'__version__ = "{version}"')
         self._edit("edgefarm/model/sessions.py", r"(?m)^PROTOCOL = \d+", f"PROTOCOL = {protocol}")
         if protocol < 1:  # as it never was: no version spoke less than 1

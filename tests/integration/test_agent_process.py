@@ -67,6 +67,11 @@ def inputs(farm: FakeController) -> str:
     return next(d for d in farm.blobs if d != DIGEST)
 
 
+def started(farm: FakeController, folder: Path, *arguments: str, **how: str) -> AgentProcess:
+    """An agent that need not try what else is installed."""
+    return AgentProcess(farm.address, folder / "dev", "--runtimes", "onnxruntime", *arguments, **how)
+
+
 def latency(farm: FakeController, order: str, launches: int, burst_ns: int = 1_000_000) -> Order:
     work = LatencyWork((CONTENDER,), Scenario(), inputs(farm), tuple(range(launches)), bursts=2, burst_ns=burst_ns, warmup_ns=1_000_000)
     return Order(order, "run", "net", "class", work)
@@ -109,7 +114,7 @@ def test_measures_and_activates(farm: FakeController, tmp_path: Path) -> None:
 
 
 def test_the_idle_supervisor_has_neither_numpy_nor_a_runtime(farm: FakeController, tmp_path: Path) -> None:
-    with AgentProcess(farm.address, tmp_path / "dev") as agent:
+    with started(farm, tmp_path) as agent:
         farm.wait(Probed)
         maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
         assert "cygrpc" in maps
@@ -124,7 +129,7 @@ def test_the_idle_supervisor_has_neither_numpy_nor_a_runtime(farm: FakeControlle
 
 def test_killed_in_the_middle_of_a_round_it_loses_nothing_and_repeats_nothing(farm: FakeController, tmp_path: Path) -> None:
     farm.acknowledge = False
-    with AgentProcess(farm.address, tmp_path / "dev") as agent:
+    with started(farm, tmp_path) as agent:
         farm.wait(Probed)
         farm.send(latency(farm, "o", 40, burst_ns=20_000_000))
         farm.wait(Attempt, 2)
@@ -134,7 +139,7 @@ def test_killed_in_the_middle_of_a_round_it_loses_nothing_and_repeats_nothing(fa
     assert not psutil.wait_procs(children, timeout=20)[1]  # no runner is left behind
     before = {(a.order, a.index) for a in farm.of(Attempt)}
     farm.acknowledge = True
-    with AgentProcess(farm.address, tmp_path / "dev", secret="5ec4e7") as again:
+    with started(farm, tmp_path, secret="5ec4e7") as again:
         hello = farm.wait(Hello, 2)[1]
         held = {(a.order, a.index) for a in hello.unacknowledged}
         assert before <= held
@@ -153,7 +158,7 @@ def test_killed_in_the_middle_of_a_round_it_loses_nothing_and_repeats_nothing(fa
 
 @pytest.mark.parametrize("how", ["terminate", "parent"])
 def test_it_stops_at_once_and_takes_its_runner_with_it(farm: FakeController, tmp_path: Path, how: str) -> None:
-    with AgentProcess(farm.address, tmp_path / "dev") as agent:
+    with started(farm, tmp_path) as agent:
         farm.wait(Probed)
         farm.send(latency(farm, "o", 1, burst_ns=20_000_000_000))
         farm.wait(Heartbeat, matching=lambda b: b.order == "o")
@@ -170,14 +175,14 @@ def test_it_stops_at_once_and_takes_its_runner_with_it(farm: FakeController, tmp
 
 
 def test_a_wrong_secret_ends_it_with_the_reason(farm: FakeController, tmp_path: Path) -> None:
-    with AgentProcess(farm.address, tmp_path / "dev", secret="00ff") as agent:
+    with started(farm, tmp_path, secret="00ff") as agent:
         assert agent.wait() == 2
         assert "does not accept this device's secret" in agent.output
         assert "Traceback" not in agent.output
 
 
 def test_it_ends_with_a_message_when_it_can_work_no_more(farm: FakeController, tmp_path: Path) -> None:
-    with AgentProcess(farm.address, tmp_path / "dev") as agent:
+    with started(farm, tmp_path) as agent:
         farm.wait(Probed)
         (tmp_path / "dev" / "models").rename(tmp_path / "elsewhere")
         assert agent.wait() == 6
@@ -186,18 +191,18 @@ def test_it_ends_with_a_message_when_it_can_work_no_more(farm: FakeController, t
 
 
 def test_one_agent_per_state_folder(farm: FakeController, tmp_path: Path) -> None:
-    with AgentProcess(farm.address, tmp_path / "dev"):
+    with started(farm, tmp_path):
         farm.wait(Hello)
         status = cli("status", "--state", str(tmp_path / "dev"), "--json")
         assert json.loads(status.stdout)["running"] is True
         (tmp_path / "second.log").touch()
-        with AgentProcess(farm.address, tmp_path / "dev", name="second") as second:
+        with started(farm, tmp_path, name="second") as second:
             assert second.wait() == 2
             assert "another agent uses this state folder" in second.output
 
 
 def test_metrics_page(farm: FakeController, tmp_path: Path) -> None:
-    with AgentProcess(farm.address, tmp_path / "dev", "--metrics", "127.0.0.1:0"):
+    with started(farm, tmp_path, "--metrics", "127.0.0.1:0"):
         device = farm.wait(Probed)[0].device
         farm.send(latency(farm, "o", 1))
         farm.send(Order("m", "run", "net", "class", MemoryWork(CONTENDER, inputs(farm), 2)))
@@ -230,7 +235,7 @@ def test_metrics_page(farm: FakeController, tmp_path: Path) -> None:
 def test_a_metrics_port_in_use(farm: FakeController, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with AgentProcess(farm.address, tmp_path / "dev", "--metrics", address) as agent:
+        with started(farm, tmp_path, "--metrics", address) as agent:
             assert agent.wait() == 2
             assert f"--metrics {address}: Address already in use" in agent.output
 
@@ -305,7 +310,7 @@ def test_probe_tells_what_runs() -> None:
     assert {"runtime": "onnxruntime", "available": True}.items() <= found["capabilities"][0].items()
     assert found["fingerprint"]["threads"] == "1"
     assert found["emulated"] == bool(emulation())
-    shown = cli("probe").stdout
+    shown = cli("probe", "--runtimes", "onnxruntime").stdout
     assert "yes  onnxruntime" in shown
     assert f"emulated       {emulation() or 'no'}" in shown
     assert f"memory         {found['runner_limits']['memory']}" in shown
@@ -313,7 +318,7 @@ def test_probe_tells_what_runs() -> None:
 
 def test_rollback_and_status_while_the_agent_runs(farm: FakeController, tmp_path: Path) -> None:
     state = str(tmp_path / "dev")
-    with AgentProcess(farm.address, tmp_path / "dev"):
+    with started(farm, tmp_path):
         farm.wait(Probed)
         other = Candidate(CANDIDATE.artifact, "onnxruntime", {"threads": 1, "graph_optimization_level": "basic"})
         for generation, candidate in ((1, CANDIDATE), (2, other)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -38,7 +38,7 @@ class Trials:
     """Loads and runs files one after the other, in one runner as long as it lives; counts what they came to."""
 
     def __init__(self, runtime: str, folder: Path) -> None:
-        self._runtime, self._folder, self._scratch = runtime, folder, folder / "scratch"
+        self._runtime, self.folder, self._scratch = runtime, folder, folder / "scratch"
         self._scratch.mkdir()
         self._inputs = folder / "inputs.npz"
         self._inputs.write_bytes(pack({"x": [np.ones((1, 16), np.float32)]}))
@@ -69,7 +69,7 @@ class Trials:
 
     def _failure(self, path: Path, limit_ns: int) -> Failure | None:
         if self._runner is None or not self._runner.alive:
-            self._runner = RunnerProcess(_LIMITS, self._scratch, files=[self._folder])
+            self._runner = RunnerProcess(_LIMITS, self._scratch, files=[self.folder])
             self._runner.call({"do": "import", "runtime": self._runtime}, _PATIENT_NS, Stage.LOAD)
         load = {"do": "load", "key": "a", "path": str(path), "runtime": self._runtime, "options": {"threads": 1}, "io": None}
         try:
@@ -140,14 +140,21 @@ def _openvino_kind(name: str, good: Callable[[Path], Path], folder: Path) -> Fai
     return kind
 
 
-@pytest.mark.parametrize("name", hostile.MODELS)
-def test_hostile_onnx_files_in_openvino(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def openvino_trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    """Afterwards a good file is run. A folder for a file is made in `folder`."""
     _zoo("openvino")
-    (tmp_path / "hostile").mkdir()
-    (tmp_path / "good").mkdir()
-    with Trials("openvino", tmp_path) as trials:
-        trials.run(hostile.MODELS[name].build(tmp_path / "hostile"))
-        assert trials.works(zoo.dense(tmp_path / "good"))
+    folder = tmp_path_factory.mktemp("openvino")
+    (folder / "good").mkdir()
+    with Trials("openvino", folder) as trials:
+        yield trials
+        assert trials.works(zoo.dense(folder / "good"))
+
+
+@pytest.mark.parametrize("name", hostile.MODELS)
+def test_hostile_onnx_files_in_openvino(name: str, openvino_trials: Trials) -> None:
+    (openvino_trials.folder / name).mkdir()
+    openvino_trials.run(hostile.MODELS[name].build(openvino_trials.folder / name))
 
 
 @pytest.mark.parametrize("content", [

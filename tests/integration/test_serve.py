@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -17,12 +15,12 @@ import pytest
 from controller.login import connected
 from edgefarm.enrolment import enroll
 from edgefarm.model import DeviceStatus
+from tests.e2e.command import controller
 from tests.integration.serving import EnrolledAgent, ServeProcess
 
 
 def token(served: ServeProcess, *arguments: str) -> str:
-    command = [sys.executable, "-m", "controller.cli", "token", "create", "--controller", served.socket, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = controller("token", "create", "--controller", served.socket, *arguments, cwd=served.log.parent)
     return next(word for word in done.stdout.split() if word.startswith("edgefarm1."))
 
 
@@ -70,9 +68,8 @@ def test_a_port_that_devices_know_and_somebody_took_is_said(tmp_path: Path) -> N
         assert first.terminate() == 0
     host, _, port = first.join.rpartition(":")
     with socket.create_server((host, int(port))):
-        command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
+        done = controller("serve", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0", cwd=tmp_path)
+    assert done.code == 2
     assert f"address {first.join}: in use" in done.stderr
     assert "devices know it: free it, or name another one: --listen" in done.stderr
 
@@ -81,9 +78,8 @@ def test_how_it_ends(tmp_path: Path) -> None:
     with ServeProcess(tmp_path / "state") as served:
         for path in (tmp_path / "state" / "private", tmp_path / "state" / "authority", tmp_path / "state" / "store.db"):
             assert not stat.S_IMODE(path.stat().st_mode) & 0o077
-        second = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0"]
-        busy = subprocess.run(second, capture_output=True, text=True, timeout=60)
-        assert (busy.returncode, f"(process {served.process.pid})" in busy.stderr) == (2, True)
+        busy = controller("serve", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0", cwd=tmp_path)
+        assert (busy.code, f"(process {served.process.pid})" in busy.stderr) == (2, True)
         assert served.terminate(signal.SIGINT) == 130
     assert "stopping" in served.log.read_text()
 
@@ -92,15 +88,13 @@ def test_how_it_ends(tmp_path: Path) -> None:
     ("arguments", "message"), [(("--listen", "nonsense:x"), "HOST:PORT"), (("--config", "absent.yaml"), "no such file")]
 )
 def test_what_is_wrong_is_said(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / "state"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    done = controller("serve", "--state", str(tmp_path / "state"), *arguments, cwd=tmp_path)
+    assert (done.code, message in done.stderr) == (2, True), done.stderr
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_said(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / ("x" * 90)), "--listen", "127.0.0.1:0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, "choose a shorter --state" in done.stderr) == (2, True)
+    done = controller("serve", "--state", str(tmp_path / ("x" * 90)), "--listen", "127.0.0.1:0", cwd=tmp_path)
+    assert (done.code, "choose a shorter --state" in done.stderr) == (2, True)
 
 
 def test_it_serves_metrics_if_asked_to(tmp_path: Path) -> None:
@@ -122,7 +116,7 @@ def test_it_serves_metrics_if_asked_to(tmp_path: Path) -> None:
 def test_a_metrics_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        command = [sys.executable, "-m", "controller.cli", "serve", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0"]
-        done = subprocess.run([*command, "--metrics", address], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
+        listen = ("--listen", "127.0.0.1:0", "--metrics", address)
+        done = controller("serve", "--state", str(tmp_path / "state"), *listen, cwd=tmp_path)
+    assert done.code == 2
     assert f"--metrics {address}: Address already in use" in done.stderr

@@ -45,22 +45,6 @@ def farm(tmp_path: Path) -> Iterator[Farm]:
     store.close()
 
 
-@pytest.fixture
-def server(farm: Farm) -> Iterator[Server]:
-    folder = RuntimeFolder()
-    made = Server(farm, folder.address)
-    made.start()
-    yield made
-    made.stop()
-    folder.close()
-
-
-@pytest.fixture
-def agent(farm: Farm, server: Server) -> Iterator[FakeAgent]:
-    with FakeAgent(server.address, secret=farm.doorkeeper.invite("bench-1")) as made:
-        yield made
-
-
 def test_the_life_of_an_order(farm: Farm, agent: FakeAgent) -> None:
     agent.attach(a_hello(probed=False))
     (welcome,) = agent.wait(Welcome)

@@ -13,7 +13,7 @@ import pytest
 
 from controller.artifacts import ArtifactStore
 from controller.farm import Farm
-from controller.server import RuntimeFolder, Server
+from controller.server import Server
 from controller.servicers import artifacts as artifacts_servicer
 from controller.servicers import fleet as fleet_servicer
 from controller.sessions import Session
@@ -53,22 +53,6 @@ def farm(tmp_path: Path) -> Iterator[Farm]:
     made.open_run("c", "spec", "{}", "me", {})
     yield made
     store.close()
-
-
-@pytest.fixture
-def server(farm: Farm) -> Iterator[Server]:
-    folder = RuntimeFolder()
-    made = Server(farm, folder.address)
-    made.start()
-    yield made
-    made.stop()
-    folder.close()
-
-
-@pytest.fixture
-def agent(farm: Farm, server: Server) -> Iterator[FakeAgent]:
-    with FakeAgent(server.address, secret=farm.doorkeeper.invite("bench-1")) as made:
-        yield made
 
 
 class FakeDeafAgent:
