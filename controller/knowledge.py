@@ -11,7 +11,7 @@ from controller.evidence import SCREEN, Evidence, Group, Launch, fold
 from controller.planner import Step, next_step
 from controller.transfer import Table
 from controller.verdicts import statistic
-from edgefarm.model import LatencyWork, OrderStatus
+from edgefarm.model import CANCELLED, LatencyWork, OrderStatus
 
 _RUNS = 8  # earlier ones that are looked at: each has to be fetched
 
@@ -46,11 +46,11 @@ def table(evidence: Evidence, baseline: str) -> Table:
 def earlier(control: Control, run: str) -> dict[str, Table]:
     """Tables of the newest runs that had ended when `run` began, by run, device class and baseline: a restart finds the same.
 
-    Raises what `control` raises.
+    Cancelled ones tell nobody their results any more. Raises what `control` raises.
     """
     runs = control.runs(brief=True)
     began = next(r.started_unix_ms for r in runs if r.name == run)
-    ended = [r for r in runs if r.ended and r.name != run and r.finished_unix_ms <= began]
+    ended = [r for r in runs if r.ended and r.state != CANCELLED and r.name != run and r.finished_unix_ms <= began]
     found: dict[str, Table] = {}
     for old in sorted(ended, key=lambda r: (r.started_unix_ms, r.name))[-_RUNS:]:
         orders = control.progress(old.name).orders

@@ -26,6 +26,8 @@ def add(connection: Connection, deployment: Deployment, status: DeploymentStatus
             f"deployment of {deployment.model!r} on {deployment.device!r}: generation {deployment.generation} is not above "
             f"{earlier[-1].status.generation}, the newest: leave it 0 to get the next one"
         )
+    if connection.execute(select(deployments.c.id).where(deployments.c.id == deployment.id)).first() is not None:
+        raise UserError(f"deployment {deployment.id!r} exists already: an id takes effect once; leave it empty to get one")
     for stored in earlier:
         if stored.status.state in UNDERWAY:
             _set(connection, replace(stored.status, state=DeploymentState.SUPERSEDED))

@@ -209,6 +209,15 @@ def _ordered(deployment_id: str, generation: int, state: DeploymentState = Deplo
     return DeploymentStatus(deployment_id, "bench-1", "m", generation, state)
 
 
+def test_the_id_of_a_deployment_takes_effect_once(store: Store) -> None:
+    store.save_device(a_device(), 1)
+    store.add_deployment(a_deployment(generation=1, id="d1"), _ordered("d1", 1))
+    with pytest.raises(UserError, match="deployment 'd1' exists already"):
+        store.add_deployment(a_deployment(generation=2, id="d1"), _ordered("d1", 2))
+    (kept,) = store.history("bench-1")
+    assert kept.status.generation == 1
+
+
 def test_generations_only_grow_and_supersede(store: Store) -> None:
     store.save_device(a_device(), 1)
     store.add_deployment(a_deployment(generation=1, id="d1"), _ordered("d1", 1))

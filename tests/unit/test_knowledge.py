@@ -11,7 +11,8 @@ import pytest
 from controller.control import Control
 from controller.knowledge import Knowledge, earlier, table
 from controller.planner import next_step
-from edgefarm.model import OrderStatus, Progress, Run
+from edgefarm.errors import RunCancelled
+from edgefarm.model import CANCELLED, OrderStatus, Progress, Run
 from tests.fakes.world import FakeWorld, Truth, entry, make_group
 
 TRUTHS = (Truth("source", 1_000_000), *(Truth(f"v{i:02d}", 300_000 + 40_000 * i) for i in range(20)))
@@ -27,6 +28,8 @@ class Store:
         return [run for run, _ in self.known.values()]
 
     def progress(self, run: str, since: int = -1, wait_s: float = 0.0) -> Progress:
+        if self.known[run][0].state == CANCELLED:
+            raise RunCancelled(f"run {run!r} was cancelled")  # as the controller does
         return Progress(1, self.known[run][1])
 
 
@@ -75,6 +78,7 @@ def test_runs_that_had_ended_when_this_one_began_are_known() -> None:
             "old@1": (a_run("old@1", "done", 10, 20), (*orders, *elsewhere)),
             "late@1": (a_run("late@1", "done", 10, 40), orders),
             "open@1": (a_run("open@1", "measuring", 10, 0), orders),
+            "cancelled@1": (a_run("cancelled@1", CANCELLED, 10, 20), orders),
             "mine@2": (a_run("mine@2", "measuring", 30, 0), orders),
         }
     )
