@@ -2,8 +2,9 @@
 
 Successive elimination (Even-Dar, Mannor, Mansour, JMLR 7, 2006) with intervals that use the observed variance, as in races (Maron, Moore,
 NIPS 1993; Mnih, Szepesvari, Audibert, ICML 2008). After each block of launches the contenders that are surely slower than the leader
-leave; what is left of the budget goes to those still close; the race ends when the leader is at most `EQUAL` slower than any of them and
-known well enough against the baseline. Launches of one round are paired, which takes away what all contenders of a launch share.
+leave; what is left of the budget goes to those still close; the race ends when the leader is at most `EQUAL` slower than any of them
+(95 % each) and known well enough against the baseline. Launches of one round are paired, which takes away what all contenders of a
+launch share.
 
 The rate: looks are planned (at most `LOOKS` of one contender), so by the union bound over looks and over the others of the race, the best
 one leaves with a probability of at most `ERROR_RATE`, if launches' log ratios are about normal (see `ahead`).
@@ -39,7 +40,7 @@ ERROR_RATE = 0.05  # at most so often the truly best leaves
 EQUAL = 0.02  # the leader may be so much slower than another: more launches would not matter to anybody
 _PRECISE = 0.05  # relative half width (95 %) at which a speed-up is known well enough
 _FEW = 2 * ROUND  # launches are enough where the objective is not speed
-_BETWEEN_LAUNCHES = 0.02  # spread of a ratio from launch to launch that a single one has to allow for: .4 % to 5 %, by machine and model
+_BETWEEN_LAUNCHES = 0.015  # spread of a ratio from launch to launch that a single one has to allow for: .4 % to 5 %, by machine and model
 _SCREENED_Z = 2.326  # one-sided 1 %
 
 
@@ -101,22 +102,25 @@ def ahead(logs: Sequence[float], contenders: int) -> float:
     One-sided Student limit at `ERROR_RATE` / (`LOOKS` * (`contenders` - 1)), valid at all planned looks at once. An even share for each
     look lets the first block decide what is plain, which is most; `edgefarm.statistics.anytime_interval` keeps the rate for late looks.
     """
-    if len(logs) < 2:
-        return -math.inf
-    return mean_interval(logs, 1 - 2 * ERROR_RATE / (LOOKS * max(1, contenders - 1))).low
+    return _at_least(logs, ERROR_RATE / (LOOKS * max(1, contenders - 1)))
 
 
-def close(one: tuple[float, float], other: tuple[float, float]) -> bool:
+def _at_least(logs: Sequence[float], error_rate: float) -> float:
+    return mean_interval(logs, 1 - 2 * error_rate).low if len(logs) > 1 else -math.inf
+
+
+def close(one: tuple[float, float], other: tuple[float, float], launches: int = 1) -> bool:
     """Whether a candidate is worth running, by its screening, where another one runs.
 
     It is if it may be faster by more than `EQUAL` (one-sided 99 %), or looks as fast: of equals the smaller, then the more accurate wins.
 
     Args:
         one: log ratio to the baseline, with its standard error within the launch.
-        other: the same of the other.
+        other: the same of the other; of several `launches` the standard error holds what differs between them.
     """
     difference = one[0] - other[0]
-    doubt = _SCREENED_Z * math.sqrt(one[1] ** 2 + other[1] ** 2 + 2 * _BETWEEN_LAUNCHES**2)
+    single = 1 if launches > 1 else 2  # of the two, those known from one launch
+    doubt = _SCREENED_Z * math.sqrt(one[1] ** 2 + other[1] ** 2 + single * _BETWEEN_LAUNCHES**2)
     return difference <= max(NOISE_FLOOR, doubt - math.log1p(EQUAL))
 
 
@@ -267,20 +271,30 @@ class _Race:
         mine = screened(seen[entry.key], objective)
         logs = self._logs(best) if self.launches.get(best.key) else []
         if len(logs) > 1:
-            return close(mine, (fmean(logs), stdev(logs) / math.sqrt(len(logs))))
+            return close(mine, (fmean(logs), stdev(logs) / math.sqrt(len(logs))), len(logs))
         return close(mine, screened(seen[best.key], objective))
 
     def _ahead(self, leader: Entry, other: Entry) -> float:
-        """The least log by which the leader is faster; over the launches that held both, else by way of the baseline."""
+        """The least log by which the leader is faster, at the rate of the race."""
         if other is leader:
             return 0.0
         contenders = len(self._measured(frozenset()))
+        if both := self._both(leader, other):
+            return ahead(both, contenders)
+        return ahead(self._logs(other), 2 * contenders - 1) + ahead([-x for x in self._logs(leader)], 2 * contenders - 1)
+
+    def _behind(self, leader: Entry, other: Entry) -> float:
+        """The same with `ERROR_RATE` for this pair alone, which is enough for being about equal: nobody leaves by it."""
+        if both := self._both(leader, other):
+            return _at_least(both, ERROR_RATE)
+        return _at_least(self._logs(other), ERROR_RATE / 2) + _at_least([-x for x in self._logs(leader)], ERROR_RATE / 2)
+
+    def _both(self, leader: Entry, other: Entry) -> list[float]:
+        """Log of other over leader, over the launches that held both; empty (then by way of the baseline) for fewer than two."""
         mine = {(x.order, x.index): (x,) for x in self.kept[leader.key]}
         pairs = [against([x], [y], objective=self.group.objective) for y in self.kept[other.key] for x in mine.get((y.order, y.index), ())]
         both = [math.log(ratio.value) for ratio in pairs if ratio is not None]
-        if len(both) > 1:
-            return ahead(both, contenders)
-        return ahead(self._logs(other), 2 * contenders - 1) + ahead([-x for x in self._logs(leader)], 2 * contenders - 1)
+        return both if len(both) > 1 else []
 
     def _again(self, leader: Entry, without: frozenset[str]) -> list[Entry]:
         """The leader and those that may be faster by more than anybody minds, closest first; none if it is decided."""
@@ -288,7 +302,7 @@ class _Race:
             return []
         margin = -math.log1p(max(EQUAL, noise_floor(self.group, replace(self.evidence, control=self._control()))))
         others = [e for e in self._measured(without) if e is not leader]
-        still = [e for e in others if self._ahead(leader, e) < margin and not self._finished(e)]
+        still = [e for e in others if self._behind(leader, e) < margin and not self._finished(e)]
         if not still and self._decided(leader):
             return []
         return [leader, *sorted(still, key=lambda e: (fmean(self._logs(e)), e.key))]

@@ -221,21 +221,26 @@ def test_a_noisy_machine_makes_smaller_differences_not_matter() -> None:
     """By the control arm: with a floor of some percent two that may differ by less need no more launches."""
     truths = (BASE, Truth("a", 400_000, 0.92), Truth("b", 400_000, 0.92))
     group = make_group(truths)
-    for seed in range(40):
-        usual = FakeWorld(truths, noise=0.012, seed=seed).run(group)
+
+    def wanted(evidence: Evidence) -> list[str]:
+        order = stand(group, evidence).order
+        return keys_of(order.work) if order is not None and isinstance(order.work, LatencyWork) else []
+
+    for seed in range(300):
+        usual = FakeWorld(truths, noise=0.03, seed=seed).run(group)
         first = {x.order for x in usual.control}
         one_block = replace(
             usual,
             launches={k: tuple(x for x in xs if x.order in first) for k, xs in usual.launches.items()},
             ended=usual.ended - ({o for o in usual.ended if stage_of(o) == COMPARE} - first),
         )
-        if len(stand(group, one_block).alive) == 2 and stand(group, one_block).order is not None:
+        if len(stand(group, one_block).alive) == 2 and len(wanted(one_block)) == 3:
             break
     else:
-        pytest.fail("in no world are both left, and their difference in doubt")
+        pytest.fail("in no world is the difference of both in doubt")
     factors = (0.9, 1.1, 0.9, 1.1, 1.0)
     loud = [replace(x, result=replace(x.result, p50_ns=round(x.reference.p50_ns * f))) for x, f in zip(usual.control, factors)]
-    assert stand(group, replace(one_block, control=tuple(loud))).order is None
+    assert len(wanted(replace(one_block, control=tuple(loud)))) < 3
 
 
 @pytest.mark.parametrize("kind", ["sustained", "server"])
