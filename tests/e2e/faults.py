@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ class Campaign:
         self._runtime_folders: set[Path] = set()
         self.snapshots: list[Snapshot] = []
         self.command: subprocess.Popen[str] | None = None
+        self._reader = ThreadPoolExecutor(1)
 
     # Running and cutting
 
@@ -90,11 +92,12 @@ class Campaign:
         if not self.rests:
             return
         self.command = start(["deploy", "--fleet", str(self.fleet), "--json", "--events", str(self._events)], self.folder)
+        self._said = self._reader.submit(self.command.communicate)  # all the time: a report is larger than a pipe
 
     def finish(self) -> Done:
         """Waits for the running `deploy` to end."""
         assert self.command is not None
-        stdout, stderr = self.command.communicate(timeout=TIMEOUT_S)
+        stdout, stderr = self._said.result(timeout=TIMEOUT_S)
         return Done(self.command.returncode, stdout, stderr)
 
     def until(self, reached: Callable[[], bool]) -> bool:
