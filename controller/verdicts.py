@@ -21,7 +21,7 @@ _REFERENCE_LIMIT = 0.10
 _TREND_LIMIT = 0.05
 _CONTROL_MARGIN = 0.005  # two copies of one model may differ by so much
 _SMALL_EFFECT = 0.22  # logarithm of a ratio: below 1.25x one spoilt launch may be what is seen
-_PAIRED_BURSTS = 4  # least number of which an interquartile mean leaves some
+PAIRED_BURSTS = 4  # least number of which an interquartile mean leaves some
 _DISTURBED_BURSTS = 0.25  # of a contender's inferences: above, medians of its bursts may be of disturbed ones
 _LEAST_CLEAN = 5  # launches, of which an interval can be made
 _STRETCHES = (SUSTAINED, "server")  # scenarios in which contenders don't take turns
@@ -92,7 +92,7 @@ def statistic(result: ContenderResult, objective: str) -> float:
 def _ratio(reference: ContenderResult, result: ContenderResult, objective: str) -> float:
     """Of one launch. For medians of interleaved bursts by their pairs, which spread less between launches than the launches' medians."""
     one, other = reference.burst_p50_ns, result.burst_p50_ns
-    by_bursts = objective not in ("latency_p90", "latency_p99", "throughput") and len(one) == len(other) >= _PAIRED_BURSTS
+    by_bursts = objective not in ("latency_p90", "latency_p99", "throughput") and len(one) == len(other) >= PAIRED_BURSTS
     if by_bursts and all(r.disturbed <= _DISTURBED_BURSTS * r.n for r in (reference, result)):
         return launch_ratio([max(1, b) for b in one], [max(1, b) for b in other])
     return statistic(reference, objective) / statistic(result, objective)

@@ -53,7 +53,8 @@ def _suited(plan: Plan, lanes: Mapping[str, Lane]) -> Plan:
     time, half as many are made, twice as long.
     """
     whole_ns, least = plan.bursts * plan.burst_ns, min(plan.bursts, _LEAST_BURSTS)
-    rest_ns, typical_ns = (max(getattr(lane, name) for lane in lanes.values()) for name in ("rest_ns", "typical_ns"))
+    rest_ns = max(lane.rest_ns for lane in lanes.values())
+    typical_ns = max(lane.typical_ns for lane in lanes.values())
     if least * rest_ns > whole_ns:
         half = -(-least // 2)
         return replace(plan, bursts=half, burst_ns=whole_ns // half, min_inferences=2 * plan.min_inferences)

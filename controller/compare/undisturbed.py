@@ -7,10 +7,9 @@ from dataclasses import replace
 from statistics import median
 
 from controller.evidence import Launch
+from controller.verdicts import PAIRED_BURSTS
 from edgefarm.model import ContenderResult, Scenario
 from edgefarm.statistics import launch_ratio
-
-_PAIRED_BURSTS = 4  # least number of which an interquartile mean leaves some
 
 
 def why_none(launches: Sequence[Launch], objective: str, scenario: Scenario) -> str:
@@ -25,7 +24,7 @@ def why_none(launches: Sequence[Launch], objective: str, scenario: Scenario) -> 
 
 
 def _paired(one: Sequence[int], other: Sequence[int]) -> bool:
-    return len(one) == len(other) >= _PAIRED_BURSTS
+    return len(one) == len(other) >= PAIRED_BURSTS
 
 
 def minima_ratio(launch: Launch) -> float:
