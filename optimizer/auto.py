@@ -6,16 +6,21 @@ convolutions); measurements on x86 with and without VNNI (unsigned activations f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from edgefarm.model import Scalar
+from optimizer.passes import load_pass, missing_tools
 from optimizer.source import Signature
 
 _PRODUCTS = ("MatMul", "Gemm", "Attention", "LSTM")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _ALSO_INTEGER = ("Add", "Mul", "Sigmoid", "Softmax", "Concat", "GlobalAveragePool", "AveragePool", "Resize", "LeakyRelu")
 _FLOATS = ("float32", "float64")
+_RATIOS = (0.5, 0.3, 0.7)  # of channels to take out: the one that pays most where it holds, then a safer one, then a bolder one
+TRAINED = "prune_structured"
+_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 60_000, 3, 30  # samples that a pruned network sees while it recovers
 
 Parameters = Mapping[str, Scalar]
 
@@ -51,14 +56,40 @@ class _Facts:
         )
 
 
-def drafts(signature: Signature, has_calibration: bool, *, alternative: bool = False) -> list[Draft]:
-    """The sequence of drafts for a model; without calibration samples those that need none.
+def weighted_layers(signature: Signature) -> int:
+    """How many operators of a model may hold weights."""
+    facts = _Facts.of(signature)
+    return facts.convolutions + facts.products
+
+
+def drafts(signature: Signature, has_calibration: bool, train: int = 0, *, alternative: bool = False) -> list[Draft]:
+    """The sequence of drafts for a model; without calibration samples those that need none, without samples to train with none that trains.
+
+    Those that train come last: they take minutes where others take seconds. `train`: number of samples to train with.
 
     `alternative`: the model is the user's own conversion of the source, so it is not converted once more.
     """
     by_format = {"onnx": _onnx, "tflite": _tflite}
+    facts = _Facts.of(signature)
     found = list(by_format[signature.format](signature, has_calibration)) if signature.format in by_format else []
-    return found if alternative or signature.format == "openvino" else [*found, *_openvino(_Facts.of(signature))]
+    if not alternative and signature.format != "openvino":
+        found += _openvino(facts)
+    if train and signature.format == "onnx" and not missing_tools(load_pass(TRAINED)):
+        found += _pruned(facts, has_calibration, train)
+    return found
+
+
+def _pruned(facts: _Facts, has_calibration: bool, train: int) -> Iterator[Draft]:
+    """Smaller networks, trained towards the source, then as integers like it. Few samples are seen more often."""
+    epochs = float(min(max(math.ceil(_SEEN / train), _LEAST_EPOCHS), _MOST_EPOCHS))
+    if facts.quantised or facts.half or not facts.convolutions + facts.products:
+        return
+    for ratio in _RATIOS:
+        steps: tuple[tuple[str, Parameters], ...] = (("graph", {}), (TRAINED, {"ratio": ratio, "epochs": epochs}))
+        if has_calibration:
+            yield Draft(f"pruned{ratio * 100:.0f}-int8", (*steps, ("quantize_static", {"per_channel": True})))
+            yield Draft(f"pruned{ratio * 100:.0f}-int7", (*steps, ("quantize_static", {"per_channel": True, "reduce_range": True})))
+        yield Draft(f"pruned{ratio * 100:.0f}", steps)
 
 
 def _onnx(signature: Signature, has_calibration: bool) -> Iterator[Draft]:
@@ -108,6 +139,9 @@ def _static(facts: _Facts) -> Iterator[Draft]:
         yield _after_graph("int8-static-matmul", "quantize_static", op_types="Gemm,MatMul")
     yield _after_graph("int8-static-signed", "quantize_static", per_channel=True, activation="s8", activation_symmetric=True)
     yield _after_graph("int8-static-7bit", "quantize_static", per_channel=True, reduce_range=True)
+    if facts.grouped:  # their few weights per channel shift the means most: there it halves the drift, elsewhere it may raise it
+        yield _after_graph("int8-static-bias", "quantize_static", per_channel=True, bias_correction=True)
+        yield _after_graph("int8-static-7bit-bias", "quantize_static", per_channel=True, reduce_range=True, bias_correction=True)
 
 
 def _dynamic(facts: _Facts) -> Iterator[Draft]:

@@ -29,7 +29,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Key:
-    """Everything that a step's result depends on. `io`: how the samples' tensors map to the parent's, as JSON."""
+    """Everything that a step's result depends on.
+
+    Attributes:
+        io: how the samples' tensors map to the parent's, as JSON.
+        train: digests of the samples to train with and of the model to learn from; empty for what does not train.
+    """
 
     pass_name: str
     version: int
@@ -41,12 +46,14 @@ class Key:
     tools: Mapping[str, str]
     seed: int = 0
     io: Mapping[str, Any] = field(default_factory=dict)
+    train: str = ""
 
     @property
     def digest(self) -> str:
         """`sha256:…`; another schema of the cache makes other keys."""
         mappings = {name: dict(getattr(self, name)) for name in ("parameters", "tools", "io")}
-        return digest_bytes(canonical_json([SCHEMA, {**vars(self), **mappings}]))
+        told = {name: value for name, value in vars(self).items() if name != "train" or value}  # keys of before there was training stay
+        return digest_bytes(canonical_json([SCHEMA, {**told, **mappings}]))
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            for name in ("steps", "objects", "data", "work"):
+            for name in ("steps", "objects", "data", "work", "training"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from error
@@ -86,6 +93,7 @@ class Cache:
             entry = Entry(reply, artifact, timeout_s)
             if not reply.transient:
                 atomic_write(self._step(key), canonical_json(_encode(entry)))
+                shutil.rmtree(self.checkpoints(key), ignore_errors=True)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         return entry
@@ -94,15 +102,19 @@ class Cache:
         """Where an artifact's files lie."""
         return self.folder / "objects" / check_digest(artifact.digest)
 
-    def data(self, samples: Dataset) -> Path:
-        """The file that hands samples to pass processes."""
-        path = self.folder / "data" / f"{check_digest(samples.digest)}.npz"
+    def data(self, samples: Dataset, *, targets: bool = False) -> Path:
+        """The file that hands samples to pass processes, with their `targets` if they are asked for."""
+        path = self.folder / "data" / f"{check_digest(samples.digest)}{'.train' if targets else ''}.npz"
         if not path.exists():
             try:
-                samples.save_inputs(path)
+                (samples.save if targets else samples.save_inputs)(path)
             except OSError as error:
                 raise StorageError(f"{path}: can't be written: {error.strerror}") from error
         return path
+
+    def checkpoints(self, key: Key) -> Path:
+        """A folder where a step's training keeps how far it is; `store` removes it once the step has ended for good."""
+        return self.folder / "training" / key.digest.split(":")[1][:32]
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:

@@ -102,6 +102,20 @@ class Dataset:
                 state.update(array.reshape(-1).view(np.uint8).data if array.nbytes else b"")
         return PREFIX + state.hexdigest()
 
+    def save(self, path: Path) -> None:
+        """Writes inputs and targets for another process, durably."""
+        sides = (("input", self.inputs), ("target", self.targets))
+        atomic_write(path, pack({f"{side} {name}": array for side, arrays in sides for name, array in arrays.items()}))
+
+    @classmethod
+    def open(cls, path: Path) -> Dataset:
+        """Inverse of `save`."""
+        sides: dict[str, dict[str, Tensor]] = {"input": {}, "target": {}}
+        for written, samples in unpack(path).items():
+            side, name = written.split(" ", 1)
+            sides[side][name] = np.asarray(samples)
+        return cls(sides["input"], sides["target"])
+
     def save_inputs(self, path: Path) -> None:
         """Writes the inputs for another process, durably."""
         atomic_write(path, pack({name: list(array) for name, array in self.inputs.items()}))

@@ -25,9 +25,10 @@ from optimizer import checks, threads
 from optimizer.dataset import Dataset
 from optimizer.io_maps import as_json, feeds, from_json
 from optimizer.passes import Changed, Context, Pass, PassFailure, load_path
-from optimizer.process import PHASE, REPLY, PassReply, PassRequest
+from optimizer.process import PHASE, PROGRESS, REPLY, PassReply, PassRequest
 from optimizer.source import FORMATS, inspect_model
 
+_TELL_EVERY_S = 0.5
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "cannot allocate memory")
 
 
@@ -75,8 +76,17 @@ def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, str]:
     source = Path(request.source)
     calibration, probe = (_samples(file, source, request) for file in (request.calibration, request.probe))
     parameters = used.parameters.model_validate(request.parameters)
-    given = {digest: Path(file) for digest, file in request.given.items()}
-    changed = used.run(source, out, parameters, calibration, Context(scratch, request.seed, probe, given))
+    context = Context(
+        work_dir=scratch,
+        seed=request.seed,
+        probe=probe,
+        given={digest: Path(file) for digest, file in request.given.items()},
+        train=_training(request, source),
+        origin=Path(request.origin) if request.origin else None,
+        checkpoints=Path(request.checkpoints) if request.checkpoints else None,
+        tell=_Teller(work / PROGRESS),
+    )
+    changed = used.run(source, out, parameters, calibration, context)
     written = [p for p in out.iterdir() if p.suffix in FORMATS]
     if len(written) != 1:
         raise PassFailure(FailureKind.CRASH, f"the pass wrote {len(written)} models instead of one")
@@ -88,6 +98,29 @@ def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, str]:
 def _samples(file: str, parent: Path, request: PassRequest) -> Dataset | None:
     """Samples as the parent takes them."""
     return feeds(Dataset.open_inputs(Path(file)), from_json(request.io), inspect_model(parent).inputs) if file else None
+
+
+def _training(request: PassRequest, parent: Path) -> Dataset | None:
+    """Samples as the parent takes them, with their targets."""
+    if not request.train:
+        return None
+    whole = Dataset.open(Path(request.train))
+    return Dataset(feeds(Dataset(whole.inputs), from_json(request.io), inspect_model(parent).inputs).inputs, whole.targets, whole.batch)
+
+
+class _Teller:
+    """Writes the last line of progress where the pipeline reads it, a few times a second at most."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._told = 0.0
+
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            with contextlib.suppress(OSError):  # a full disk is told by what needs the space
+                atomic_write(self._path, line.encode())
 
 
 def _crashed(error: Exception) -> PassReply:

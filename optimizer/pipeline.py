@@ -22,7 +22,7 @@ from optimizer.forked import Forks
 from optimizer.io_maps import as_json, chain, from_json
 from optimizer.lineage import LineageStep
 from optimizer.passes import PASSES, Pass, load_pass, missing_tools
-from optimizer.process import PassReply, PassRequest, run_pass
+from optimizer.process import PROGRESS, PassReply, PassRequest, run_pass
 from optimizer.recipe import Plan, Step, parameters_in_full
 from optimizer.source import Source
 
@@ -31,7 +31,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Event:
-    """Progress. `kind`: started, changed, unchanged, failed, cancelled; `cached`: taken from the cache."""
+    """Progress. `kind`: started, working (with what the pass tells), changed, unchanged, failed, cancelled; `cached`: from the cache."""
 
     kind: str
     plan: str
@@ -95,6 +95,7 @@ class Pipeline:
         executor: runs `run_pass(request)`, here (default: threads that each watch a process) or elsewhere on a shared disk.
         lock_path: the host's measure lock (default: the machine's).
         timeout_s: time for one pass with its checks.
+        training_timeout_s: the same, for one that trains.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Pipeline:
         executor: Executor | None = None,
         lock_path: Path | None = None,
         timeout_s: float = 600.0,
+        training_timeout_s: float = 4 * 3600.0,
         seed: int = 0,
     ) -> None:
         self.cache = Cache(cache_dir.absolute())
@@ -111,6 +113,7 @@ class Pipeline:
         self._executor = executor
         self._lock = lock_path or hostlock.default_path()
         self._timeout_s = timeout_s
+        self._training_timeout_s = training_timeout_s
         self._seed = seed
 
     def run(
@@ -123,11 +126,12 @@ class Pipeline:
         cancelled: Callable[[], bool] = lambda: False,
         retry: bool = False,
         others: Sequence[Source] = (),
+        train: Dataset | None = None,
     ) -> list[PlanOutcome]:
         """Runs `plans` and returns what became of each, in their order; equal variants come once.
 
         `retry`: steps that failed before are run again instead of taking their failure from the cache. `others`: the user's other
-        files, which steps name by their digest.
+        files, which steps name by their digest. `train`: samples with targets for passes that train.
 
         Once `cancelled()` is true what runs is stopped, and plans that have no end yet are missing from the result.
 
@@ -138,7 +142,7 @@ class Pipeline:
             work = stack.enter_context(self.cache.workspace())
             submit = self._submitting(stack, work)
             given = {other.artifact.digest: str(other.path.absolute()) for other in others}
-            run = _Run(self, source, plans, _inputs_only(calibration), _inputs_only(probe), on_event, work, submit, retry, given)
+            run = _Run(self, source, plans, _inputs_only(calibration), _inputs_only(probe), on_event, work, submit, retry, given, train)
             stack.callback(run.stop)  # before the executor waits for its threads
             run.finish(cancelled)
         return _merged(run.outcomes())
@@ -190,9 +194,11 @@ class _Run:
     submit: Callable[[PassRequest], Future[PassReply]]
     retry: bool = False
     given: Mapping[str, str] = field(default_factory=dict)
+    train: Dataset | None = None
     courses: list[_Course] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     running: dict[Future[PassReply], tuple[Key, _Course, PassRequest]] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.courses = [_Course(plan, self.source.artifact, self.source.path.absolute()) for plan in self.plans]
@@ -207,6 +213,7 @@ class _Run:
             done, _ = wait(self.running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for future in done:
                 self._take(future)
+            self._pass_on()
 
     def stop(self) -> None:
         """Ends passes that still run."""
@@ -240,7 +247,7 @@ class _Run:
                 continue
             if any(other.digest == key.digest for other, _, _ in self.running.values()):
                 return
-            entry = self.pipeline.cache.find(key, self.pipeline._timeout_s)
+            entry = self.pipeline.cache.find(key, self._timeout_s(used, step.parameters))
             if entry is not None and not (self.retry and entry.reply.outcome == "failed"):
                 self.entries[key.digest] = entry
                 self._tell(course, key, entry.reply, cached=True)
@@ -260,10 +267,12 @@ class _Run:
             tools=tool_versions(used.tools),
             seed=self.pipeline._seed,
             io=as_json(course.io) or {},
+            train=f"{self.train.digest} {self.source.artifact.digest}" if self.train and _trains(used, step.parameters) else "",
         )
 
     def _start(self, course: _Course, key: Key, used: Pass) -> None:
         cache = self.pipeline.cache
+        train = self.train if self.train and _trains(used, key.parameters) else None
         request = PassRequest(
             pass_path=PASSES[key.pass_name],
             parameters=key.parameters,
@@ -273,13 +282,30 @@ class _Run:
             work_dir=str(self.work / key.digest.split(":")[1][:16]),
             lock=str(self.pipeline._lock),
             cancel=str(self.work / "cancel"),
-            timeout_s=self.pipeline._timeout_s,
+            timeout_s=self._timeout_s(used, key.parameters),
             seed=key.seed,
             io=key.io,
             given=self.given,
+            train=str(cache.data(train, targets=True)) if train else "",
+            origin=str(self.source.path.absolute()) if train else "",
+            checkpoints=str(cache.checkpoints(key)) if train else "",
         )
         self.on_event(Event("started", course.plan.name, key.pass_name))
         self.running[self.submit(request)] = (key, course, request)
+
+    def _timeout_s(self, used: Pass, parameters: Mapping[str, Scalar]) -> float:
+        return self.pipeline._training_timeout_s if _trains(used, parameters) else self.pipeline._timeout_s
+
+    def _pass_on(self) -> None:
+        """Tells what passes say of how far they are, once each."""
+        for key, course, request in self.running.values():
+            try:
+                line = (Path(request.work_dir) / PROGRESS).read_text()
+            except OSError:
+                continue
+            if line != self.told.get(request.work_dir):
+                self.told[request.work_dir] = line
+                self.on_event(Event("working", course.plan.name, key.pass_name, detail=line))
 
     def _take(self, future: Future[PassReply]) -> None:
         """Stores the end of a step."""
@@ -315,6 +341,10 @@ class _Run:
         else:  # a normaliser is a courtesy: the passes after it go on without
             course.passed_over = f"{key.pass_name}: {reply.detail}"
         course.at += 1
+
+
+def _trains(used: Pass, parameters: Mapping[str, Scalar]) -> bool:
+    return used.parameters.model_validate(dict(parameters)).needs_training
 
 
 def _calibrates(used: Pass, parameters: Mapping[str, Scalar]) -> bool:

@@ -19,6 +19,7 @@ from edgefarm.model import FailureKind, Scalar
 from optimizer import threads
 
 PHASE = "phase"
+PROGRESS = "progress"
 REQUEST = "request.json"
 REPLY = "reply.json"
 LOG = "log"
@@ -39,6 +40,9 @@ class PassRequest:
         cancel: a file whose appearance ends the pass.
         timeout_s: for pass and checks, waiting for the lock apart.
         given: the user's other files, main file by digest.
+        train: a file of samples with targets, empty = none.
+        origin: main file of the model as the user gave it, empty = not told.
+        checkpoints: a folder that outlives the process, empty = none.
     """
 
     pass_path: str
@@ -53,6 +57,9 @@ class PassRequest:
     seed: int = 0
     io: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
+    train: str = ""
+    origin: str = ""
+    checkpoints: str = ""
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,14 @@ class Space:
     Attributes:
         alternatives: the step that takes in each of the user's other files, and what that file is.
         formats: those that some device runs; None = not known yet.
+        train: number of samples to train with.
     """
 
     source: Signature
     has_calibration: bool
     alternatives: tuple[tuple[Step, Signature], ...] = ()
     formats: frozenset[str] | None = None
+    train: int = 0
 
     def runs(self, model_format: str) -> bool:
         """Whether a result in that format is of use."""
@@ -130,7 +132,7 @@ def _auto(space: Space) -> Iterator[Plan]:
     starts: list[tuple[tuple[Step, ...], Signature]] = [((), space.source), *(((step,), s) for step, s in space.alternatives)]
     queues: dict[str, dict[str, Plan]] = {}
     for first, signature in starts:
-        for draft in drafts(signature, space.has_calibration, alternative=bool(first)):
+        for draft in drafts(signature, space.has_calibration, space.train, alternative=bool(first)):
             steps = tuple(_step(name, dict(parameters), "") for name, parameters in draft.steps)
             plan, written = Plan(draft.name, (*first, *steps)), _written(steps, signature.format)
             if space.runs(written):
@@ -162,7 +164,7 @@ def _expand_one(index: int, written: RecipeModel | Mapping[str, Any], space: Spa
             raise RecipeError(f"{after.name} reads {', '.join(after.formats)}, {given}", f"{where}.pass")
     if not space.runs(used[-1].writes or model_format):
         return []
-    steps = [_choices(where, each, item, space.has_calibration) for where, each, item in zip(places, used, recipe.passes)]
+    steps = [_choices(where, each, item, space) for where, each, item in zip(places, used, recipe.passes)]
     plans = []
     for combination in itertools.product(*steps):
         choice = "-".join(text for _, text in combination if text)
@@ -195,7 +197,7 @@ def _start(place: str, used: Pass, space: Space) -> tuple[tuple[Step, ...], str]
     raise RecipeError(f"{used.name} reads {', '.join(used.formats)}, {there}; give such a file under model.alternatives", f"{place}.pass")
 
 
-def _choices(place: str, used: Pass, item: Mapping[str, Any], has_calibration: bool) -> list[tuple[Step, str]]:
+def _choices(place: str, used: Pass, item: Mapping[str, Any], space: Space) -> list[tuple[Step, str]]:
     """Every combination of one pass's choices, with the text that tells it apart."""
     written = {name: value for name, value in item.items() if name != "pass"}
     options = {name: value if isinstance(value, list) else [value] for name, value in written.items()}
@@ -206,8 +208,11 @@ def _choices(place: str, used: Pass, item: Mapping[str, Any], has_calibration: b
     for values in itertools.product(*options.values()):
         parameters = dict(zip(options, values))
         step = _step(used.name, parameters, place)
-        if used.parameters.model_validate(parameters).needs_calibration and not has_calibration:
+        needs = used.parameters.model_validate(parameters)
+        if needs.needs_calibration and not space.has_calibration:
             raise RecipeError(f"{used.name} needs samples: give data.calibration", f"{place}.pass")
+        if needs.needs_training and not space.train:
+            raise RecipeError(f"{used.name} trains: give data.train, with labels or without", f"{place}.pass")
         result.append((step, "-".join(filter(None, (_word(n, parameters[n]) for n in varied)))))
     return result
 
@@ -246,6 +251,11 @@ def _translated(error: ValidationError, place: str, names: list[str], prefix: st
     if first["type"] == "value_error":  # a pass's own rule about parameters that don't go together
         return RecipeError(f"{prefix}{first['ctx']['error']}", place)
     return RecipeError(f"{prefix}{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}{hint}", f"{place}{path}")
+
+
+def varied(step: Step, **parameters: Scalar) -> Step:
+    """The step with some of its parameters changed. Raises RecipeError for what its pass does not take."""
+    return _step(step.pass_name, {**step.parameters, **parameters}, "")
 
 
 def parameters_in_full(step: Step) -> dict[str, Scalar]:

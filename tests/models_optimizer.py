@@ -67,6 +67,31 @@ def conv_net(opset: int = 17, batch: Any = "N", constants: bool = False, groups:
     return build(nodes, *sides, conv_weights(groups), opset, constants)
 
 
+def depthwise_chain() -> Any:
+    """x: float32[N, 3, 8, 8] -> logits: float32[N, 5]; a convolution, a depthwise one, a 1x1 one, a Gemm, as MobileNet's blocks."""
+    weights = {
+        "w1": _random(8, 3, 3, 3, seed=1),
+        "b1": _random(8, seed=2),
+        "wd": _random(8, 1, 3, 3, seed=6),
+        "w2": _random(16, 8, 1, 1, seed=3),
+        "shift": _random(1, 16, 1, 1, seed=7),
+        "w3": _random(16, CLASSES, seed=4),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "wd"], ["d"], pads=[1, 1, 1, 1], group=8),
+        helper.make_node("Relu", ["d"], ["r2"]),
+        helper.make_node("Conv", ["r2", "w2"], ["c2"]),
+        helper.make_node("Add", ["c2", "shift"], ["a"]),
+        helper.make_node("GlobalAveragePool", ["a"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w3"], ["logits"]),
+    ]
+    sides = {"x": (TensorProto.FLOAT, ["N", 3, 8, 8])}, {"logits": (TensorProto.FLOAT, ["N", CLASSES])}
+    return build(nodes, *sides, weights)
+
+
 def dirty_net() -> Any:
     """As a careless exporter writes it: constants computed at run time, Identity nodes, a batch normalisation, a dead branch."""
     weights = {
@@ -174,4 +199,5 @@ SAMPLES: Mapping[str, Mapping[str, Any]] = {
     "state": {"x": _random(20, 6, seed=7), "state": _random(20, 2, 1, 4, seed=8)},
     "nhwc": {"x": images(20).transpose(0, 2, 3, 1)},
     "pool": {"x": _random(20, 4, seed=9)},
+    "wide": {"x": _random(20, 8, seed=10)},
 }

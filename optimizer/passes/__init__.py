@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -26,9 +26,17 @@ ALTERNATIVE = "alternative"  # not for recipes: `model.alternatives` names the f
 PASSES: Mapping[str, str] = {
     ALTERNATIVE: "optimizer.passes.alternative:AlternativePass",
     "graph": "optimizer.passes.graph:Graph",
+    "equalize": "optimizer.passes.equalize:Equalize",
+    "smooth": "optimizer.passes.smooth:Smooth",
     "convert_float16": "optimizer.passes.convert_float16:ConvertFloat16",
     "quantize_dynamic": "optimizer.passes.quantize_dynamic:QuantizeDynamic",
     "quantize_static": "optimizer.passes.quantize_static:QuantizeStatic",
+    "quantize_weights": "optimizer.passes.quantize_weights:QuantizeWeights",
+    "codebook": "optimizer.passes.codebook:CodebookPass",
+    "distill": "optimizer.passes.distill:Distill",
+    "quantize_aware": "optimizer.passes.quantize_aware:QuantizeAware",
+    "prune_weights": "optimizer.passes.prune_weights:PruneWeights",
+    "prune_structured": "optimizer.passes.prune_structured:PruneStructured",
     "quantize_tflite": "optimizer.passes.quantize_tflite:QuantizeTflite",
     "to_openvino": "optimizer.passes.to_openvino:ToOpenVino",
 }
@@ -44,6 +52,11 @@ class PassParameters(BaseModel):
     @property
     def needs_calibration(self) -> bool:
         """Whether the pass cannot work without samples."""
+        return False
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether the pass trains, so that it takes long and cannot work without samples to train with."""
         return False
 
 
@@ -78,12 +91,20 @@ class Context:
         seed: of anything random.
         probe: the samples that its output will be checked with.
         given: the user's other files, main file by digest.
+        train: samples to train with, and their targets if there are any.
+        origin: the model as the user gave it: main file, of whatever format.
+        checkpoints: a folder that is there again if the pass is killed and run again; None: it starts anew then.
+        tell: takes one line of progress; it costs next to nothing, so it may be called at every step.
     """
 
     work_dir: Path
     seed: int = 0
     probe: Dataset | None = None
     given: Mapping[str, Path] = field(default_factory=dict)
+    train: Dataset | None = None
+    origin: Path | None = None
+    checkpoints: Path | None = None
+    tell: Callable[[str], None] = lambda line: None
 
 
 class Pass(Protocol):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefarm.errors import UserError
+from optimizer import auto
 from optimizer.passes import PASSES, load_pass
 from optimizer.recipe import Plan, RecipeError, RecipeModel, Space, Step, alternatives, expand, parameters_in_full
 from optimizer.source import Signature, TensorSpec
@@ -52,7 +53,7 @@ def test_sequences_and_fixed_values() -> None:
     ("recipe", "place", "message"),
     [
         ({"name": "a", "passes": [{"pass": "quantise_static"}]}, "[0].passes[0].pass", "is 'quantize_static' meant?"),
-        ({"name": "a", "passes": [{"pass": "prune"}]}, "[0].passes[0].pass", "there are graph, convert_float16"),
+        ({"name": "a", "passes": [{"pass": "prune"}]}, "[0].passes[0].pass", "there are graph, "),
         ({"name": "a", "passes": [{}]}, "[0].passes[0]", "names no pass"),
         ({"name": "a", "passes": [{"pass": "graph", "symplify": True}]}, "[0].passes[0].symplify", "is 'simplify' meant?"),
         ({"name": "a", "passes": [{"pass": "graph", "fold": "yes"}]}, "[0].passes[0].fold", "valid boolean"),
@@ -109,6 +110,29 @@ def test_auto_puts_channels_first_for_depthwise() -> None:
 
 def test_auto_puts_dynamic_first_for_matrix_products() -> None:
     assert names(expand("auto", Space(TEXT, True), 40))[0] == "int8-dynamic"
+
+
+@pytest.mark.parametrize(("train", "epochs"), [(60_000, 3.0), (3_500, 18.0), (20, 30.0)])
+def test_auto_prunes_and_trains_at_last_where_there_are_samples(train: int, epochs: float) -> None:
+    without, plans = (expand("auto", Space(CONV, True, formats=ONNX, train=n), 40) for n in (0, train))
+    added = plans[len(without) :]
+    assert plans[: len(without)] == without
+    assert names(added) == [f"pruned{r}{end}" for r in (50, 30, 70) for end in ("-int8", "-int7", "")]
+    assert {s.parameters.get("epochs", 3.0) for p in added for s in p.steps if s.pass_name == "prune_structured"} == {epochs}
+    assert [s.pass_name for s in added[0].steps] == ["graph", "prune_structured", "quantize_static"]
+    assert not any("int" in name for name in names(expand("auto", Space(CONV, False, formats=ONNX, train=train), 40)) if "pruned" in name)
+
+
+def test_auto_trains_nothing_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "missing_tools", lambda used: ["torch"])
+    assert expand("auto", Space(CONV, True, train=100), 40) == expand("auto", Space(CONV, True), 40)
+
+
+def test_a_recipe_that_trains_needs_samples() -> None:
+    written = [{"name": "a", "passes": [{"pass": "prune_structured", "ratio": [0.3, 0.5]}]}]
+    assert names(expand(written, Space(CONV, False, train=10), 40)) == ["a-ratio0.3", "a-ratio0.5"]
+    with pytest.raises(RecipeError, match=r"prune_structured trains: give data.train, with labels or without"):
+        expand(written, Space(CONV, True), 40)
 
 
 def test_auto_without_calibration() -> None:
