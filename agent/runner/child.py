@@ -7,6 +7,7 @@ that it may read besides libraries; in a unit it sees no others than those that 
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import socket
@@ -51,6 +52,9 @@ def serve(channel: socket.socket) -> None:
             return
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def answer(table: Mapping[str, Callable[..., tuple[dict[str, Any], bytes]]], frame: Frame) -> bytes:
     """Runs one request; whatever goes wrong becomes a failure."""
     from agent.runtimes import RuntimeFailure
@@ -64,6 +68,10 @@ def answer(table: Mapping[str, Callable[..., tuple[dict[str, Any], bytes]]], fra
         return _failure("oom", f"out of memory: {error}")
     except RuntimeFailure as error:
         return _failure(error.kind.value, error.detail)
+    except OSError as error:
+        if error.errno in _DISK:  # says nothing of the model: it is asked again once there is room
+            return _failure("transfer", f"{error.strerror} while its results were written; free some space on the device")
+        return _failure("crash", traceback.format_exc(limit=-6))
     except Exception:
         return _failure("crash", traceback.format_exc(limit=-6))
 

@@ -24,6 +24,7 @@ WATCH_NS = 50_000_000
 DATA_SLACK_BYTES = 512 * 2**20
 FILE_BYTES = 2**30
 WRITTEN_BYTES = 2 * FILE_BYTES
+CRAMPED_BYTES = 2**24  # a limit below that is the disk's fault, whatever a model writes
 MORE_TASKS = 512
 _DESCRIPTORS = 1024
 _MEMORY_SHARE = 0.8

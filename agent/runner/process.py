@@ -219,19 +219,24 @@ class RunnerProcess:
             raise RunnerFailed(Failure(FailureKind.TIMEOUT, f"{stage.value}: no answer within {timeout_ns / 1e9:g} s", stage))
         if excess := self._excess():
             self.kill()
-            raise RunnerFailed(Failure(FailureKind.OOM, f"{stage.value}: {excess}", stage))
+            kind, what = excess
+            raise RunnerFailed(Failure(kind, f"{stage.value}: {what}", stage))
         self._on_tick()
 
-    def _excess(self) -> str:
-        """Which limit it is above, or ''."""
+    def _excess(self) -> tuple[FailureKind, str] | None:
+        """Which limit it is above. One that a full disk set says nothing of the model: it is asked again once there is room."""
         used = limiting.usage(self.pid)
         if used.resident_bytes > self._memory_bytes:
-            return f"used {used.resident_bytes >> 20} MiB, the limit is {self._memory_bytes >> 20} MiB"
+            return FailureKind.OOM, f"used {used.resident_bytes >> 20} MiB, the limit is {self._memory_bytes >> 20} MiB"
         if used.tasks > limiting.MORE_TASKS:
-            return f"started {used.tasks} threads, the limit is {limiting.MORE_TASKS}"
-        if used.written_bytes > self._writable_bytes:
-            return f"wrote {used.written_bytes >> 20} MiB to files and output, the limit is {self._writable_bytes >> 20} MiB"
-        return ""
+            return FailureKind.OOM, f"started {used.tasks} threads, the limit is {limiting.MORE_TASKS}"
+        if used.written_bytes <= self._writable_bytes:
+            return None
+        if self._writable_bytes < limiting.CRAMPED_BYTES:
+            left = f"a runner may write {self._writable_bytes >> 10} KiB, half of what is left"
+            return FailureKind.TRANSFER, f"No space left on device: {left}; free some space on the device"
+        written = f"wrote {used.written_bytes >> 20} MiB to files and output"
+        return FailureKind.OOM, f"{written}, the limit is {self._writable_bytes >> 20} MiB"
 
     def _post_mortem(self, stage: Stage) -> Failure:
         """Why nothing more will come."""

@@ -18,7 +18,7 @@ _TEXT_LIMIT = 8000
 # A runner says what went wrong with a model. Time, transfer and loss of the device are for others to tell.
 _ITS_FAILURES = frozenset({
     FailureKind.UNSPECIFIED, FailureKind.LOAD, FailureKind.UNSUPPORTED_OP, FailureKind.IO_CHANGED, FailureKind.OOM, FailureKind.CRASH,
-    FailureKind.NUMERIC,
+    FailureKind.NUMERIC, FailureKind.TRANSFER,
 })  # fmt: skip
 _CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 

@@ -87,7 +87,7 @@ def test_an_interrupted_comparison_goes_on_and_an_ended_one_is_taken_anew(fleet:
     process = start(arguments, fleet.parent)
     assert process.stderr is not None
     for line in process.stderr:
-        if " launches" in line and "0 of 4" not in line:
+        if " launches" in line:  # the first of them is being taken
             break
     process.send_signal(signal.SIGINT)
     process.communicate()

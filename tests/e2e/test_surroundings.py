@@ -225,7 +225,7 @@ def test_a_full_disk_while_optimising(fleet: Path, tmp_path: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("kib", [16, pytest.param(80, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kib", [16, *(pytest.param(k, marks=pytest.mark.long) for k in (32, 48, 64))])
 def test_a_device_with_a_full_disk_is_named(fleet: Path, tmp_path: Path, kib: int) -> None:
     state = tmp_path / "state"
     state.mkdir()

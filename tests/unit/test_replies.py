@@ -117,7 +117,7 @@ def test_a_failure_that_is_none(told: Any) -> None:
         _checked({"do": "load"}, {"failure": told})
 
 
-@pytest.mark.parametrize("kind", ["device_lost", "transfer", "timeout", "unchanged"])
+@pytest.mark.parametrize("kind", ["device_lost", "timeout", "unchanged"])
 def test_what_a_runner_cannot_know_it_does_not_tell(kind: str) -> None:
     assert FailureKind(kind)
     with pytest.raises(ProtocolError, match=f"does not tell {kind}"):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.runner.child import answer
+from agent.runner.frames import Decoder, Frame
 from agent.runner.requests import Bench, longest
 from edgefarm.model import OperatorTime
 from edgefarm.tensors import pack, unpack
@@ -76,3 +81,17 @@ def test_a_variant_with_other_names_is_placed_and_profiled(tmp_path: Path) -> No
     assert bench.placement("k", str(shard))[0] == {"placement": {"none": 2}}
     assert bench.profile("k", str(shard), 2)[0]["unavailable"]
     assert bench.memory("k", str(shard), 2)[0]["model_file_bytes"] > 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_says_nothing_of_the_model(number: int) -> None:
+    def write() -> tuple[dict[str, Any], bytes]:
+        raise OSError(number, os.strerror(number), "outputs.npz")
+
+    decoder = Decoder()
+    decoder.feed(answer({"write": write}, Frame({"do": "write"}, b"")))
+    told = decoder.next()
+    assert told is not None
+    assert told.header["failure"]["kind"] == "transfer"
+    assert told.header["failure"]["detail"].startswith(os.strerror(number))
+    assert "free some space on the device" in told.header["failure"]["detail"]
