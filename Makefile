@@ -8,7 +8,7 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 PROTO_STAMP := $(PROTO_VENV)/.stamp
 PROTOS := $(wildcard proto/edgefarm/v1/*.proto)
 
-.PHONY: setup demo example-imagenet example-ocr example-mixed test test-long check format proto wheelhouse clean
+.PHONY: setup demo example-imagenet example-ocr example-mixed example-pruned test test-long check format proto wheelhouse clean
 
 setup: $(STAMP)
 
@@ -44,7 +44,7 @@ format: setup
 test: setup
 	$(BIN)/pytest -m "not long"
 
-test-long: setup
+test-long: setup $(PROTO_STAMP)
 	$(BIN)/pytest -m long
 
 demo: $(DEMO_STAMP)
@@ -58,12 +58,26 @@ example-ocr: setup
 	@$(BIN)/python deploy/examples/ocr/prepare.py
 	@$(BIN)/controller deploy --fleet deploy/examples/ocr/edge.yaml
 
+# Needs Debian's package dataset-fashion-mnist; half an hour on two cores, most of it training.
+example-pruned: setup
+	@$(BIN)/python deploy/examples/pruned/prepare.py
+	@$(BIN)/controller deploy --fleet deploy/examples/pruned/edge.yaml
+
 example-mixed: setup
 	@$(BIN)/controller deploy --fleet deploy/examples/mixed/edge.yaml
 
 # MACHINE and PYTHON_VERSION of the devices, e.g. make wheelhouse MACHINE=aarch64 PYTHON_VERSION=3.11; default: like this one
 wheelhouse: setup
 	@PYTHON=$(BIN)/python deploy/wheelhouse.sh wheelhouse $(MACHINE) $(PYTHON_VERSION)
+
+# The tools that bench-optimizer compares with, in an environment of their own: gigabytes.
+.venv-peers/.stamp: tests/benchmarks/peers.txt
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-optimizer: setup .venv-peers/.stamp
+	@$(BIN)/python tests/benchmarks/optimizer.py
 
 bench-%: setup
 	@$(BIN)/python tests/benchmarks/$*.py

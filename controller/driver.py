@@ -5,12 +5,12 @@ from __future__ import annotations
 import getpass
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from controller.config import Fleet
-from controller.config.lines import parse
 from controller.config.measure import scenario_of, where_of
 from controller.control import Control
 from controller.events import Events
@@ -18,26 +18,21 @@ from controller.evidence import Evaluation, Evidence, Group
 from controller.fleetplan import Build, Setting, Unable, formats_run, group
 from controller.knowledge import Knowledge, earlier
 from controller.measuring import AWAY, Measuring
+from controller.optimizing import Made, Optimizing, may_follow
 from controller.report import DeviceResult, build, caveat
-from controller.report.candidate import Origin
-from controller.report.document import OptimizeFailure
 from controller.report.kept import keep, kept
 from controller.rollout import statement
 from controller.scoring import Scoring
 from controller.selection import Choice, choose
 from controller.workload import Workload
 from edgefarm.digest import canonical_json
-from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack, UserError
+from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack
 from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
-from optimizer import search
-from optimizer.passes import ALTERNATIVE
-from optimizer.pipeline import Event, Failed, Pipeline, PlanOutcome, Skipped, Variant
-from optimizer.recipe import Plan, RecipeError, alternatives, expand
-from optimizer.source import Source
+from optimizer.auto import TRAINED
+from optimizer.passes import load_pass, missing_tools
 
 UNTIL = ("optimize", "measure", "select", "rollout")
 _ACTIVATION_S = 300.0
-_PLANS_LIMIT = 1000  # of the product of a recipe's choices
 
 
 @dataclass
@@ -53,14 +48,14 @@ class _Work:
         return not (self.passes or self.orders or self.deployments)
 
 
-@dataclass
-class _Made:
-    """Variants and failures of the optimisation phase."""
+@dataclass(frozen=True)
+class _Measured:
+    """What a drive knows when it chooses; `evidence` by group id, `lost`: device -> why it was given up."""
 
-    builds: list[Build] = field(default_factory=list)
-    origins: dict[str, Origin] = field(default_factory=dict)
-    failures: list[OptimizeFailure] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    groups: Sequence[Group]
+    unable: Sequence[Unable]
+    evidence: Mapping[str, Evidence]
+    lost: Mapping[str, str]
 
 
 class Driver:
@@ -91,73 +86,47 @@ class Driver:
         self._events.emit("run", f"run {self.run.name}", run=self.run.name)
         if retry:
             self._control.retry(self.run.name)
+        optimizing = Optimizing(self._fleet, self._workload, self._state / "variants", self._events, self._formats(), retry=retry)
         with self._events.phase("optimize"):
             self._enter("optimizing")
-            made = self._optimize(retry)
-        if until == "optimize":
-            return self._finish(made, [], until)
-        devices = self._devices()
-        groups, unable = self._groups(made, devices)
-        self._warn(groups, devices)
-        with self._events.phase("measure"):
-            self._enter("measuring")
-            knowledge = Knowledge(earlier(self._control, self.run.name))
-            measuring = Measuring(self.run.name, groups, self._control, self._scoring, self._events, knowledge.next_step)
-            evidence = measuring.run()
-            self._work.orders += measuring.submitted
-        results = self._choose(groups, evidence, measuring.lost, devices, unable, chosen=until != "measure")
+            optimizing.first()
+        results: list[DeviceResult] = []
+        if until != "optimize":
+            devices = self._devices()
+            results = self._choose(self._measure(optimizing, devices), devices, chosen=until != "measure")
+        self._work.passes = optimizing.passes
         if until == "rollout":
             with self._events.phase("rollout"):
                 self._enter("rolling-out")
                 results = self._roll_out(results, retry)
-        return self._finish(made, results, until)
+        return self._finish(optimizing.made(), results, until)
 
     def _enter(self, state: str) -> None:
         self.run = replace(self.run, state=state, exit_code=None, finished_unix_ms=0)
         self._control.update_run(self.run)
 
-    def _optimize(self, retry: bool) -> _Made:
-        formats = self._formats()
-        plans = make_plans(self._fleet, self._workload, formats)
-        asked = self._fleet.file.optimize.budget
-        budget = search.Budget(asked.variants, asked.minutes)
-        pipeline, workload = Pipeline(self._state / "variants"), self._workload
-        began = time.monotonic()
-        taken = alternatives(workload.space(formats))
-        others = workload.alternatives
-        outcomes = pipeline.run(workload.source, taken, workload.calibration, workload.probe(), self._on_pass, retry=True, others=others)
-        _refuse_what_differs(outcomes, others)
-        own = len(outcomes)
-
-        def minutes() -> float:
-            return (time.monotonic() - began) / 60
-
-        while isinstance(step := search.step(plans, _ended(outcomes[own:]), budget, minutes()), search.Next):
-            outcomes += pipeline.run(
-                workload.source,
-                step.plans,
-                workload.calibration,
-                workload.probe(),
-                self._on_pass,
-                cancelled=lambda: minutes() > budget.minutes,
-                retry=retry,
-                others=others,
-            )
-        made = _gather(workload, outcomes)
-        if step.left:
-            made.notes.append(f"{len(step.left)} plans were not run: {step.reason}: {', '.join(p.name for p in step.left)}")
-        text = f"{len(made.builds)} variants from {len(plans)} plans"
-        if made.failures:
-            text += f", {len(made.failures)} failed"
-        self._events.emit("optimized", text, variants=[b.name for b in made.builds], failed=[f.variant for f in made.failures])
-        return made
-
-    def _on_pass(self, event: Event) -> None:
-        if event.kind != "started" and not event.cached:
-            self._work.passes += 1
-        ended = event.kind in ("changed", "failed") and not event.cached
-        text = f"{event.plan}: {event.pass_name}: {'failed: ' if event.kind == 'failed' else ''}{event.detail}" if ended else ""
-        self._events.emit("pass", text, plan=event.plan, passed=event.pass_name, kind=event.kind, cached=event.cached)
+    def _measure(self, optimizing: Optimizing, devices: Mapping[str, DeviceStatus]) -> _Measured:
+        """Measures, looks at that, makes more, until the search is over and all that can be known is known."""
+        knowledge = Knowledge(earlier(self._control, self.run.name))
+        setting = self._setting()
+        groups, unable = self._groups(optimizing.made(), devices, setting)
+        self._warn(groups, devices)
+        measuring = Measuring(self.run.name, groups, self._control, self._scoring, self._events)
+        searching = may_follow(self._fleet)
+        while True:
+            with self._events.phase("measure"):
+                self._enter("measuring")
+                evidence = measuring.go_on(groups, partial(knowledge.next_step, searching=searching), searching=searching)
+            if not searching:
+                self._work.orders += measuring.submitted
+                return _Measured(groups, unable, evidence, measuring.lost)
+            plans = optimizing.look(groups, evidence)
+            searching = bool(plans)
+            if plans:
+                with self._events.phase("optimize"):
+                    self._enter("optimizing")
+                    optimizing.run(plans)
+                groups, unable = self._groups(optimizing.made(), devices, setting)
 
     def _formats(self) -> frozenset[str] | None:
         """Formats that some device may be given; None where none has said what it runs."""
@@ -167,12 +136,10 @@ class Driver:
     def _devices(self) -> dict[str, DeviceStatus]:
         return {s.device.name: s for s in self._control.devices()}
 
-    def _groups(self, made: _Made, devices: Mapping[str, DeviceStatus]) -> tuple[list[Group], list[Unable]]:
-        file = self._fleet.file
-        control = self._control
-        source = Build(self._put(self._workload.source.path, self._workload.source.artifact), "source")
+    def _setting(self) -> Setting:
+        file, control = self._fleet.file, self._control
         evaluation = Evaluation(tuple(control.put(shard) for shard in self._workload.shards()), self._scoring.reduction)
-        setting = Setting(
+        return Setting(
             self.run.name,
             self._fleet.model_name,
             control.put(self._workload.latency_inputs()),
@@ -185,6 +152,9 @@ class Driver:
             where_of(file, self._fleet.document),
             file.measure.fails_on_fallback,
         )
+
+    def _groups(self, made: Made, devices: Mapping[str, DeviceStatus], setting: Setting) -> tuple[list[Group], list[Unable]]:
+        source = Build(self._put(self._workload.source.path, self._workload.source.artifact), "source")
         for built in made.builds:
             self._put(Path(made.origins[built.artifact.digest].file), built.artifact)
         targets = [(t, devices[t.name]) for t in self._fleet.targets if t.name in devices]
@@ -211,25 +181,17 @@ class Driver:
                 self._control.put(main_file.parent / entry.name)
         return artifact
 
-    def _choose(
-        self,
-        groups: Sequence[Group],
-        evidence: Mapping[str, Evidence],
-        lost: Mapping[str, str],
-        devices: Mapping[str, DeviceStatus],
-        unable: Sequence[Unable],
-        *,
-        chosen: bool,
-    ) -> list[DeviceResult]:
+    def _choose(self, measured: _Measured, devices: Mapping[str, DeviceStatus], *, chosen: bool) -> list[DeviceResult]:
         found: dict[str, DeviceResult] = {}
-        for each in groups:
+        lost = measured.lost
+        for each in measured.groups:
             for name in each.devices:
-                known = evidence[each.id]
+                known = measured.evidence[each.id]
                 choice = choose(each, known, name) if name not in lost else None
                 if choice is not None and not chosen:
                     choice = _undecided(choice)
                 found[name] = DeviceResult(devices[name], each, known, choice, lost=lost.get(name, ""))
-        for one in unable:
+        for one in measured.unable:
             nothing = Group(self.run.name, self._fleet.model_name, one.status.device_class, (one.status.device.name,), (), "", {}, "",
                             Evaluation((), self._scoring.reduction))  # fmt: skip
             found[one.status.device.name] = DeviceResult(one.status, nothing, Evidence(), None, lost=one.reason)
@@ -255,7 +217,7 @@ class Driver:
             self._events.emit("deployment", text, device=status.device, state=status.state.value)
         return [replace(r, deployment=by_device.get(r.status.device.name)) for r in results]
 
-    def _finish(self, made: _Made, results: Sequence[DeviceResult], until: str) -> dict[str, Any]:
+    def _finish(self, made: Made, results: Sequence[DeviceResult], until: str) -> dict[str, Any]:
         problem = self._problem(results, until)
         done = until == "rollout"
         before = self._opened
@@ -326,13 +288,15 @@ class Driver:
             return DeviceLost(names(lost))
         return Inconclusive(names(unsure)) if unsure and until in ("select", "rollout") else None
 
-    def _notes(self, made: _Made) -> list[str]:
+    def _notes(self, made: Made) -> list[str]:
         notes = []
         if self._workload.same_data:
             n = self._workload.evaluation.n
             notes.append(f"the winner is chosen on the same {n} samples that it is reported on; give data.selection or n >= 400")
         if self._workload.calibration is None:
             notes.append("without data.calibration no static quantisation was tried")
+        if self._workload.train is not None and (missing := missing_tools(load_pass(TRAINED))):
+            notes.append(f"data.train was not used: training needs {' and '.join(missing)}: pip install 'edgefarm[torch]'")
         used = {b.artifact.format for b in made.builds}
         notes += [f"{a.path.name} was left out: no device runs {a.signature.format}" for a in self._workload.alternatives
                   if a.signature.format not in used]  # fmt: skip
@@ -349,40 +313,3 @@ def _why(result: DeviceResult) -> str:
     if result.deployment is not None and result.deployment.state is not DeploymentState.COMMITTED:
         return result.deployment.reason or f"its deployment is {result.deployment.state.value}: no answer in time"
     return result.lost or (result.choice.reason if result.choice else "not measured")
-
-
-def make_plans(fleet: Fleet, workload: Workload, formats: frozenset[str] | None = None) -> list[Plan]:
-    """All plans that the fleet file asks for, with results in `formats` (None: any). Raises FleetFileError for one that cannot be."""
-    try:
-        return expand(fleet.file.optimize.recipes, workload.space(formats), _PLANS_LIMIT)
-    except RecipeError as error:
-        raise fleet.document.error(error.message, parse(error.field)) from error
-
-
-def _refuse_what_differs(outcomes: Sequence[PlanOutcome], alternatives: Sequence[Source]) -> None:
-    """Raises UserError for an alternative that is not the source's network."""
-    paths = {a.artifact.digest: a.path for a in alternatives}
-    for outcome in outcomes:
-        if isinstance(outcome, Failed):
-            file = paths[str(outcome.plan.steps[0].parameters["digest"])]
-            raise UserError(f"{file}: {outcome.failure.detail.removeprefix(f'{ALTERNATIVE}: ')}")
-
-
-def _ended(outcomes: Sequence[PlanOutcome]) -> set[str]:
-    """Keys of the plans that have ended; a variant may stand for several."""
-    return {plan.key for o in outcomes for plan in (o.plans if isinstance(o, Variant) else (o.plan,))}
-
-
-def _gather(workload: Workload, outcomes: Sequence[PlanOutcome]) -> _Made:
-    made = _Made()
-    made.origins[workload.source.artifact.digest] = Origin((), str(workload.source.path))
-    for outcome in outcomes:
-        if isinstance(outcome, Variant):
-            lineage = [step.as_json() for step in outcome.lineage]
-            made.origins[outcome.artifact.digest] = Origin(lineage, str(outcome.main_file))
-            made.builds.append(Build(outcome.artifact, outcome.name, outcome.io, outcome.plain))
-        elif isinstance(outcome, Failed):
-            made.failures.append(OptimizeFailure(outcome.plan.name, outcome.failure))
-        elif isinstance(outcome, Skipped):
-            made.notes.append(f"no variant from plan {outcome.plan.name}: {outcome.reason}")
-    return made

@@ -38,12 +38,16 @@ _ENDED = {OrderState.DONE, OrderState.CANCELLED, OrderState.QUARANTINED}
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate in play; `variant` is the name that people read, `note` what they should know of it."""
+    """A candidate in play; `variant` is the name that people read, `note` what they should know of it.
+
+    `look`: number of the search's look that brought it. What was ordered in a look does not hang on what later ones bring.
+    """
 
     candidate: Candidate
     variant: str
     baseline: bool = False
     note: str = ""
+    look: int = 1
 
     @cached_property
     def key(self) -> str:
@@ -99,6 +103,11 @@ class Group:
     def cannot_choose(self) -> bool:
         """Whether measuring is no use: energy decides, and no device of the class can tell it."""
         return self.needs_energy and not self.power
+
+    @property
+    def looks(self) -> range:
+        """Numbers of the looks so far."""
+        return range(1, max(e.look for e in self.entries) + 1)
 
     @property
     def baseline(self) -> Entry:

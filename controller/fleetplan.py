@@ -18,12 +18,16 @@ OWN_RUNTIME = {f.name: f.runtime for f in FORMATS.values()}
 
 @dataclass(frozen=True)
 class Build:
-    """A variant as the planner needs it. `plain`: the source's own arithmetic in another format, so it may stand in for the source."""
+    """A variant as the planner needs it.
+
+    `plain`: the source's own arithmetic in another format, so it may stand in for the source. `look`: as in Entry.
+    """
 
     artifact: Artifact
     name: str
     io: Io | None = None
     plain: bool = False
+    look: int = 1
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def _entries(source: Build, builds: Sequence[Build], target: Target, device: Dev
     entries = {baseline.key: baseline}
     for build in (source, *builds):
         for candidate in _candidates(build, target, device):
-            entries.setdefault(candidate.key, Entry(candidate, build.name))
+            entries.setdefault(candidate.key, Entry(candidate, build.name, look=build.look))
     return tuple(entries.values())
 
 

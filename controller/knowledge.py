@@ -27,10 +27,10 @@ class Knowledge:
         self._earlier = dict(earlier or {})
         self._screened: dict[str, Table] = {}
 
-    def next_step(self, group: Group, evidence: Evidence) -> Step:
+    def next_step(self, group: Group, evidence: Evidence, *, searching: bool = False) -> Step:
         """As the planner's; a class whose screening is over is a table for the others."""
         others = [t for name, t in self._screened.items() if name != group.device_class]
-        step = next_step(group, evidence, [*self._earlier.values(), *others])
+        step = next_step(group, evidence, [*self._earlier.values(), *others], searching=searching)
         if step.stage != SCREEN:
             self._screened.setdefault(group.device_class, table(evidence, group.baseline.key))
         return step

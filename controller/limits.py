@@ -13,6 +13,7 @@ from controller.verdicts import Latency, believed, latency, statistic
 from edgefarm.statistics import Interval
 
 _CLEARLY = 1.2  # a single screening launch rejects only what is this far beyond a limit
+_ROUNDING = 1e-12
 _PERCENTILES = {"latency_p50_ms": "p50", "latency_p90_ms": "p90", "latency_p99_ms": "p99"}
 
 
@@ -25,6 +26,20 @@ def broken(group: Group, entry: Entry, evidence: Evidence, *, certainly: bool = 
         if reason := _check(name, limit, group, entry, evidence, certainly):
             return reason
     return ""
+
+
+def accuracy_excess(group: Group, entry: Entry, evidence: Evidence) -> tuple[str, float] | None:
+    """The accuracy limit that is broken most, or kept with least room, and by how much (at most 0: it holds); None: none is known."""
+    scores = evidence.scores.get(entry.key)
+    if scores is None:
+        return None
+    score, found = scores.selection, []
+    if (limit := group.constraints.get("accuracy_min")) is not None:
+        found.append(("accuracy_min", (limit - score.value) * (1 if scores.higher_is_better else -1)))
+    drop = score.drop if group.confidence is None else score.drop_high
+    if (limit := group.constraints.get("accuracy_drop")) is not None and drop is not None:
+        found.append(("accuracy_drop", 0.0 - limit if entry.baseline else drop - limit - _ROUNDING))
+    return max(found, key=lambda f: f[1], default=None)
 
 
 def unproved(group: Group, entry: Entry, evidence: Evidence) -> str:
@@ -139,7 +154,7 @@ def _screened(name: str, limit: float, group: Group, entry: Entry, evidence: Evi
 
 
 def _above(name: str, value: float, limit: float) -> str:
-    return "" if value <= limit + 1e-12 else f"{name} {value:.4g} > {limit:g}"
+    return "" if value <= limit + _ROUNDING else f"{name} {value:.4g} > {limit:g}"
 
 
 def _end(interval: Interval, *, upper: bool) -> float:

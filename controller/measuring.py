@@ -10,8 +10,8 @@ from dataclasses import replace
 from controller import waits
 from controller.control import Control
 from controller.events import Events
-from controller.evidence import SCREEN, Evidence, Group, Scores, fold, stage_of
-from controller.planner import Step, next_step
+from controller.evidence import CONTROL, SCREEN, Evidence, Group, Scores, fold, stage_of
+from controller.planner import Step, next_step, stages_of_search
 from controller.scoring import Scoring
 from edgefarm.model import Attempt, Failure, FailureKind, LatencyWork, Order, OrderState, Progress, Wait
 
@@ -24,7 +24,7 @@ AWAY = ("lost", "needs_upgrade")  # states of devices that take no orders and wi
 
 
 class Measuring:
-    """One pass through the planner's stages for all groups of a run.
+    """Passes through the planner's stages for all groups of a run.
 
     Attributes:
         lost: device -> why it was given up.
@@ -38,7 +38,7 @@ class Measuring:
         self, run: str, groups: Sequence[Group], control: Control, scoring: Scoring, events: Events,
         plan: Callable[[Group, Evidence], Step] = next_step,
     ) -> None:  # fmt: skip
-        self._plan = plan
+        self._plan, self._searching = plan, False
         self._run, self._groups, self._control, self._scoring, self._events = run, groups, control, scoring, events
         self.lost: dict[str, str] = {}
         self.submitted = 0
@@ -48,6 +48,16 @@ class Measuring:
         self._told: dict[tuple[str, str], float] = {}
         self._waits: Sequence[Wait] = ()
         self._looked = -math.inf
+
+    def go_on(self, groups: Sequence[Group], plan: Callable[[Group, Evidence], Step], *, searching: bool = False) -> dict[str, Evidence]:
+        """As `run`, for groups that have more candidates by now, or for a planner that wants more of them.
+
+        Args:
+            searching: what is only asked of winners is no evidence.
+        """
+        self._groups, self._plan, self._searching = groups, plan, searching
+        self._told.clear()
+        return self.run()
 
     def run(self) -> dict[str, Evidence]:
         """Measures until all that can be known is known; returns evidence by group id."""
@@ -85,7 +95,7 @@ class Measuring:
         return bool(again)
 
     def _evidence(self, group: Group, progress: Progress) -> Evidence:
-        evidence = fold([s for s in progress.orders if s.order.device in ("", *group.devices)], group.device_class, {})
+        evidence = fold([s for s in progress.orders if self._concerns(group, s.order)], group.device_class, {})
         base = evidence.accuracy.get(group.baseline.key)
         scores: dict[str, Scores] = {}
         failures = dict(evidence.failures)
@@ -97,6 +107,12 @@ class Measuring:
                 else:
                     scores[entry.key] = scored
         return replace(evidence, scores=scores, failures=failures)
+
+    def _concerns(self, group: Group, order: Order) -> bool:
+        """Whether an order is evidence. What was ordered later than the present look is not: a restart finds what there was then."""
+        if order.device not in ("", *group.devices) or not _keys(order) <= {CONTROL, *(e.key for g in self._groups for e in g.entries)}:
+            return False
+        return not self._searching or stage_of(order.id) in stages_of_search(group)
 
     def _wanted(self, group: Group, evidence: Evidence, progress: Progress) -> tuple[Order, ...]:
         present = tuple(name for name in group.devices if name not in self.lost)
@@ -168,6 +184,11 @@ class Measuring:
 def _reason(wait: Wait) -> tuple[object, ...]:
     """What makes it another one. Whose order comes first changes all the time, and two clocks never quite agree when a window opens."""
     return wait.device, wait.state, wait.until_unix_ms if wait.state != "window" else 0, wait.holder if wait.state != "busy" else ""
+
+
+def _keys(order: Order) -> set[str]:
+    work = order.work
+    return {c.key for c in (work.contenders if isinstance(work, LatencyWork) else (work.contender,))}
 
 
 def _launches(order: Order) -> int:

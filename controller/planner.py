@@ -24,6 +24,9 @@ __all__ = ["CONTENDERS", "FINALISTS", "LAUNCHES", "ROUND", "Step", "finalists", 
 _SHARED = 0.5  # of a group's candidates that a table must have to say anything
 
 
+_Stage = tuple[str, Callable[[Group, Evidence], Iterator[Order]]]
+
+
 @dataclass(frozen=True)
 class Step:
     """What is wanted now: a stage and its orders that have not ended; no orders: all that can be known is known."""
@@ -32,27 +35,27 @@ class Step:
     orders: tuple[Order, ...]
 
 
-def next_step(group: Group, evidence: Evidence, tables: Sequence[Table] = ()) -> Step:
+def next_step(group: Group, evidence: Evidence, tables: Sequence[Table] = (), *, searching: bool = False) -> Step:
     """The first stage that still wants something.
 
     Args:
         tables: what other devices or earlier runs showed of the same candidates: log of candidate over baseline by key. They say what is
             screened first, and what need not be; they never choose.
+        searching: more candidates may come, so what only has to be known of winners waits.
     """
-    stages: tuple[tuple[str, Callable[[Group, Evidence], Iterator[Order]]], ...] = (
-        (SCREEN, partial(_screen, tables=tables)),
-        (ACCURACY, _facts),
-        (COMPARE, _compare),
-        (MEMORY, _memory),
-        (ENERGY, _energy),
-        (CONFIRM, _confirm),
-        (PROFILE, _profile),
-    )
-    for stage, wanted in stages:
+    choosing: tuple[_Stage, ...] = ((SCREEN, partial(_screen, tables=tables)), (ACCURACY, _facts), (COMPARE, _compare))
+    last: tuple[_Stage, ...] = ((MEMORY, _memory), (ENERGY, _energy), (CONFIRM, _confirm), (PROFILE, _profile))
+    for stage, wanted in (s for s in (*choosing, *last) if not searching or s[0] in stages_of_search(group)):
         left = tuple({o.id: o for o in wanted(group, evidence) if o.id not in evidence.ended}.values())
         if left:
             return Step(stage, left)
     return Step("done", ())
+
+
+def stages_of_search(group: Group) -> frozenset[str]:
+    """Stages that tell how good a candidate is; the others are asked of winners, once."""
+    deciding = {MEMORY: racing.memory_decides(group), ENERGY: group.needs_energy}
+    return frozenset({SCREEN, ACCURACY, COMPARE, *(stage for stage, decides in deciding.items() if decides)})
 
 
 def finalists(group: Group, evidence: Evidence) -> list[Entry]:
@@ -63,13 +66,15 @@ def finalists(group: Group, evidence: Evidence) -> list[Entry]:
 def _screen(group: Group, evidence: Evidence, tables: Sequence[Table]) -> Iterator[Order]:
     if evidence.spent_ns >= group.budget_ns:
         return
-    others = sorted(group.entries[1:], key=lambda e: (e.size_bytes, e.key))  # small ones are mostly the fast ones
-    shared = [t for t in tables if sum(e.key in t for e in others) >= max(1, _SHARED * len(others))]
-    if shared and about_speed(group):
-        yield from _screen_in_waves(group, others, evidence, shared)
-        return
-    for start in range(0, len(others), FINALISTS):
-        yield from _batch(group, others[start : start + FINALISTS], evidence)
+    for look in group.looks:  # batches are those of one look: what comes later must not change the orders of before
+        others = [e for e in group.entries[1:] if e.look == look]
+        others.sort(key=lambda e: (e.size_bytes, e.key))  # small ones are mostly the fast ones
+        shared = [t for t in tables if sum(e.key in t for e in others) >= max(1, _SHARED * len(others))]
+        if shared and about_speed(group):
+            yield from _screen_in_waves(group, others, evidence, shared)
+            continue
+        for start in range(0, len(others), FINALISTS):
+            yield from _batch(group, others[start : start + FINALISTS], evidence)
 
 
 def _batch(group: Group, batch: Sequence[Entry], evidence: Evidence) -> Iterator[Order]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from controller.config import Fleet
 from controller.config.schema import MetricFunction
-from controller.driver import make_plans
+from controller.optimizing import make_plans
 from controller.workload import Workload
 from edgefarm.errors import UserError
 from edgefarm.model import AccuracyWork, Reduction

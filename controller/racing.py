@@ -11,6 +11,11 @@ one leaves with a probability of at most `ERROR_RATE`, if launches' log ratios a
 
 A race is replayed from its beginning with every question: a round follows from the rounds before it alone, and which of them took place is
 told by the orders that have ended. So a restart, and the order in which results arrive, change nothing.
+
+Candidates that a later look of the search brings enter when the race of those before them is over, and run beside its leader in fresh
+launches; what was decided before stays decided. Each look's race is a test of its own for the best so far, so it has half the rate of
+the one before: over any number of looks the best leaves with a probability of at most 2 * `ERROR_RATE`, and without later looks, or if it
+comes with a later one, of at most `ERROR_RATE`.
 """
 
 from __future__ import annotations
@@ -70,18 +75,12 @@ class _Round:
 def stand(group: Group, evidence: Evidence) -> Standing:
     """Replays the race."""
     race = _Race(group, evidence)
-    while True:
-        order = None
-        for without in (frozenset[str](), frozenset(evidence.failures)):
-            round_ = race.next_round(without)
-            order = race.order(round_) if round_ is not None and not race.unknown else None
-            if round_ is not None and order is not None and order.id in evidence.ended:
-                race.take(round_, order)
-                break
-        else:
-            spent = race.begun > 0 and evidence.spent_ns >= group.budget_ns
-            wanted, unknown = (None, ()) if spent else (order, race.unknown)
-            return Standing(wanted, unknown, race.alive(), race.slower())
+    while race.go_on():
+        pass
+    order = race.wanted()
+    spent = race.begun > 0 and evidence.spent_ns >= group.budget_ns
+    wanted, unknown = (None, ()) if spent else (order, race.unknown)
+    return Standing(wanted, unknown, race.alive(), race.slower())
 
 
 def missing_fact(group: Group, entry: Entry, evidence: Evidence) -> Order | None:
@@ -96,13 +95,16 @@ def memory_decides(group: Group) -> bool:
     return group.objective == "memory" or "memory_mib" in group.constraints
 
 
-def ahead(logs: Sequence[float], contenders: int) -> float:
+def ahead(logs: Sequence[float], contenders: int, look: int = 1) -> float:
     """How much faster the leader surely is: the lower end of the mean of log(other / leader) over paired launches; -inf for fewer than two.
 
     One-sided Student limit at `ERROR_RATE` / (`LOOKS` * (`contenders` - 1)), valid at all planned looks at once. An even share for each
     look lets the first block decide what is plain, which is most; `edgefarm.statistics.anytime_interval` keeps the rate for late looks.
+
+    Args:
+        look: number of the search's look; each has half the rate of the one before.
     """
-    return _at_least(logs, ERROR_RATE / (LOOKS * max(1, contenders - 1)))
+    return _at_least(logs, ERROR_RATE / 2 ** (look - 1) / (LOOKS * max(1, contenders - 1)))
 
 
 def _at_least(logs: Sequence[float], error_rate: float) -> float:
@@ -137,6 +139,8 @@ def screened(launch: Launch, objective: str) -> tuple[float, float]:
 class _Race:
     group: Group
     evidence: Evidence
+    look: int = 1  # of the search, whose candidates run now
+    look_began: int = 0  # its first launch
     begun: int = 0  # launches of all rounds so far: where the next one's indices begin
     launches: dict[str, list[Launch]] = field(default_factory=dict)
     kept: dict[str, Sequence[Launch]] = field(default_factory=dict)  # without those that what surrounded them spoilt
@@ -153,6 +157,33 @@ class _Race:
         early = replace(self.evidence, launches={}, failures={}, energy={})
         self.field = [e for e in hopeful(self.group, early) if e.key in self.evidence.scores or e.key not in self.evidence.failures]
         self.speed = about_speed(self.group)
+
+    def go_on(self) -> bool:
+        """Takes the round that followed in truth, of this look or of a later one; False if none did."""
+        look, began = self.look, self.look_began
+        for later in (n for n in self.group.looks if n >= look):
+            self._enter(later)
+            for without in (frozenset[str](), frozenset(self.evidence.failures)):
+                round_ = self.next_round(without)
+                order = self.order(round_) if round_ is not None and not self.unknown else None
+                if round_ is not None and order is not None and order.id in self.evidence.ended:
+                    self.take(round_, order)
+                    return True
+        self.look, self.look_began = look, began
+        return False
+
+    def wanted(self) -> Order | None:
+        """The order of the round that is wanted now; sets `unknown`. A look begins when the one before wants nothing."""
+        for later in (n for n in self.group.looks if n >= self.look):
+            self._enter(later)
+            round_ = self.next_round(frozenset(self.evidence.failures))
+            if self.unknown or round_ is not None:
+                return self.order(round_) if round_ is not None and not self.unknown else None
+        return None
+
+    def _enter(self, look: int) -> None:
+        if look != self.look:
+            self.look, self.look_began = look, self.begun
 
     def order(self, round_: _Round) -> Order:
         launches = range(self.begun, self.begun + self._length(round_))
@@ -238,20 +269,23 @@ class _Race:
         return self.logs[name]
 
     def _finished(self, entry: Entry) -> bool:
-        return len(self.kept[entry.key]) >= LAUNCHES or len(self.launches[entry.key]) >= _TRIED
+        """Whether it had all the launches of a look."""
+        kept, tried = ([x for x in found[entry.key] if x.index >= self.look_began] for found in (self.kept, self.launches))
+        return len(kept) >= LAUNCHES or len(tried) >= _TRIED
 
     def _newcomers(self, leader: Entry | None, without: frozenset[str]) -> list[Entry]:
         """Who has not run yet and may be the fastest; those of whom something must be known first go to `unknown`."""
         ready: list[Entry] = []
         unknown: list[Entry] = []
-        taken = len(self._measured(without)) if not self.speed else 0
+        entered = sum(e.key in self.launches for e in self._of_this_look())
+        taken = sum(e.look == self.look for e in self._measured(without)) if not self.speed else 0
         places = FINALISTS - taken - (1 if leader is not None and self.speed else 0)
         best = leader
-        for entry in self.field:
+        for entry in self._of_this_look():
             if entry.key in self.launches or entry.key in self.left | without:
                 continue
             if (
-                len(self.launches) + len(ready) + len(unknown) >= FIELD
+                entered + len(ready) + len(unknown) >= FIELD
                 or len(ready) + len(unknown) >= places
                 or (best is None and len(unknown) >= len(self.group.devices) and self.speed)
             ):
@@ -265,6 +299,9 @@ class _Race:
             best = best or (entry if known else None)
         self.unknown = tuple(unknown)
         return ready
+
+    def _of_this_look(self) -> list[Entry]:
+        return [e for e in self.field if e.look == self.look]
 
     def _close(self, entry: Entry, best: Entry) -> bool:
         objective, seen = self.group.objective, self.evidence.screened
@@ -280,8 +317,9 @@ class _Race:
             return 0.0
         contenders = len(self._measured(frozenset()))
         if both := self._both(leader, other):
-            return ahead(both, contenders)
-        return ahead(self._logs(other), 2 * contenders - 1) + ahead([-x for x in self._logs(leader)], 2 * contenders - 1)
+            return ahead(both, contenders, self.look)
+        apart = (self._logs(other), [-x for x in self._logs(leader)])
+        return sum(ahead(logs, 2 * contenders - 1, self.look) for logs in apart)
 
     def _behind(self, leader: Entry, other: Entry) -> float:
         """The same with `ERROR_RATE` for this pair alone, which is enough for being about equal: nobody leaves by it."""
@@ -302,8 +340,9 @@ class _Race:
             return []
         margin = -math.log1p(max(EQUAL, noise_floor(self.group, replace(self.evidence, control=self._control()))))
         others = [e for e in self._measured(without) if e is not leader]
-        still = [e for e in others if self._behind(leader, e) < margin and not self._finished(e)]
-        if not still and self._decided(leader):
+        new = [e for e in others if self.look in (e.look, leader.look)]  # of two that were there before all was asked
+        still = [e for e in new if self._behind(leader, e) < margin and not self._finished(e)]
+        if not still and (leader.look < self.look or self._decided(leader)):
             return []
         return [leader, *sorted(still, key=lambda e: (fmean(self._logs(e)), e.key))]
 
@@ -311,7 +350,8 @@ class _Race:
         return tuple(x for x in self.evidence.control if x.order in self.held)
 
     def _imprecise(self, without: frozenset[str]) -> list[Entry]:
-        return [e for e in self._measured(without) if len(self.launches[e.key]) < _FEW and not self._decided(e)]
+        new = [e for e in self._measured(without) if e.look == self.look]
+        return [e for e in new if len(self.launches[e.key]) < _FEW and not self._decided(e)]
 
     def _decided(self, entry: Entry) -> bool:
         """Whether a candidate is told from the baseline, or known to equal it, by numbers that may be believed and carry what is asked."""

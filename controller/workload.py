@@ -20,18 +20,22 @@ _LATENCY_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Workload:
-    """The source, its alternatives and samples. `selection` and `evaluation` are one object where one set serves for both."""
+    """The source, its alternatives and samples. `selection` and `evaluation` are one object where one set serves for both.
+
+    `train`: samples for passes that train, with whatever targets there are.
+    """
 
     source: Source
     calibration: Dataset | None
     selection: Dataset
     evaluation: Dataset
     alternatives: tuple[Source, ...] = ()
+    train: Dataset | None = None
 
     def space(self, formats: frozenset[str] | None = None) -> Space:
         """What plans may be made of. `formats`: those that some device runs, None = not known."""
         given = ((Step(ALTERNATIVE, {"file": a.path.name, "digest": a.artifact.digest}), a.signature) for a in self.alternatives)
-        return Space(self.source.signature, self.calibration is not None, tuple(given), formats)
+        return Space(self.source.signature, self.calibration is not None, tuple(given), formats, self.train.n if self.train else 0)
 
     @property
     def same_data(self) -> bool:
@@ -69,8 +73,9 @@ def load_workload(fleet: Fleet) -> Workload:
     if selection is not None and set(selection.targets) != set(evaluation.targets):
         wanted, got = sorted(evaluation.targets), sorted(selection.targets)
         raise UserError(f"{fleet.data['selection']}: targets {got}, but the evaluation set has {wanted}; give both the same arrays")
+    train = _optional(fleet.data.get("train"), source, targets=True)
     alternatives = tuple(load_source(path) for path in fleet.alternatives)
-    return Workload(source, calibration, selection or evaluation, evaluation, alternatives)
+    return Workload(source, calibration, selection or evaluation, evaluation, alternatives, train)
 
 
 def _optional(path: Path | None, source: Source, *, targets: bool) -> Dataset | None:

@@ -14,6 +14,7 @@ from controller.cli.deploy import controlled, percent
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, fleet_of, plain, report_width, verb
 from controller.events import Events
 from controller.report import FORMS, render
+from controller.sources import ready
 from controller.trials import Trials
 from controller.workload import load_workload
 from edgefarm.digest import digest_file
@@ -43,14 +44,16 @@ def bench(
         if not path.is_file():
             raise UserError(f"--variant {path}: no such file; give a model file")
     allowed = percent(allow_unreachable, "--allow-unreachable")
-    loaded = fleet_of(fleet, controller)
-    workload = load_workload(loaded)
-    folder = loaded.state(state)
+    given = fleet_of(fleet, controller)
+    folder = given.state(state)
     files = [(path.absolute(), str(path)) for path in variant]
     question = {"variants": [[name, digest_file(path)] for path, name in files]}
-    with Events(events) as sink, controlled(loaded, folder, f"{loaded.name}-{_KIND}") as (enlisted, control):
-        trials = Trials(enlisted, control, workload, folder, sink, _KIND, question)
-        document = measured(trials, enlisted, workload, files, sink, allowed)
+    with Events(events) as sink:
+        loaded = ready(given, folder, sink)
+        workload = load_workload(loaded)
+        with controlled(loaded, folder, f"{loaded.name}-{_KIND}") as (enlisted, control):
+            trials = Trials(enlisted, control, workload, folder, sink, _KIND, question)
+            document = measured(trials, enlisted, workload, files, sink, allowed)
     print(json.dumps(document) if json_ else plain(render(document, form, report_width())), end="\n" if json_ else "")
     if code := document["exit_code"]:
         print(plain(f"error: {document['summary']}"), file=sys.stderr)

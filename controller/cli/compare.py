@@ -23,6 +23,7 @@ from controller.compare.rules import MARGIN, Rules
 from controller.compare.sides import RunSide, Side, both, report_of
 from controller.compare.stored import find_all
 from controller.events import Events
+from controller.sources import ready
 from controller.trials import Trials
 from controller.workload import load_workload
 from edgefarm.errors import StorageError
@@ -66,12 +67,14 @@ def compare(
     if isinstance(sides[0], RunSide) and not sides[0].variant:
         answer = _stored(sides, rules, allowed, fleet, state, controller)
     else:
-        loaded = fleet_of(fleet, controller)
-        workload = load_workload(loaded)
-        folder = loaded.state(state)
-        with Events(events) as sink, controlled(loaded, folder, f"{loaded.name}-{_KIND}") as (enlisted, control):
-            trials = Trials(enlisted, control, workload, folder, sink, _KIND, question(sides, rules))
-            answer = measured(trials, control, sides, rules, sink, allowed)
+        given = fleet_of(fleet, controller)
+        folder = given.state(state)
+        with Events(events) as sink:
+            loaded = ready(given, folder, sink)
+            workload = load_workload(loaded)
+            with controlled(loaded, folder, f"{loaded.name}-{_KIND}") as (enlisted, control):
+                trials = Trials(enlisted, control, workload, folder, sink, _KIND, question(sides, rules))
+                answer = measured(trials, control, sides, rules, sink, allowed)
     if junit is not None:
         _write(junit, as_junit(answer))
     print(json.dumps(answer) if json_ else plain(table(answer)), end="\n" if json_ else "")

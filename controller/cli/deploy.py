@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +19,15 @@ from controller.cli.verb import ControllerOption, FleetOption, JsonOption, State
 from controller.config import Fleet
 from controller.config.enrolled import runtimes
 from controller.control import Control
-from controller.driver import UNTIL, Driver, make_plans
+from controller.driver import UNTIL, Driver
 from controller.events import Events
 from controller.fleetplan import formats_expected
 from controller.hosted import Hosted, LocalDevice, driver_lock
 from controller.login import connected
+from controller.optimizing import make_plans, may_follow
 from controller.planner import FINALISTS, LAUNCHES, ROUND
 from controller.report import FORMS, render
+from controller.sources import ready
 from controller.workload import Workload, load_workload
 from edgefarm.errors import StorageError, UserError
 from edgefarm.model import DeviceStatus
@@ -57,21 +60,31 @@ def deploy(
     allowed = percent(allow_unreachable, "--allow-unreachable")
     if report is not None and report.exists() and not report.is_dir():
         raise UserError(f"--report {report}: not a folder; the report is written there in every form")
-    loaded = fleet_of(fleet, controller)
-    workload = load_workload(loaded)
-    preflight.check(loaded, workload)
-    folder = loaded.state(state)
+    given = fleet_of(fleet, controller)
+    folder = given.state(state)
     if dry_run:
-        _print_plan(_enlisted(loaded, folder), workload, as_json=json_)
+        with tempfile.TemporaryDirectory(prefix="edgefarm-plan-") as aside, Events() as sink:
+            loaded, workload = _ready(given, Path(aside), sink)
+            _print_plan(_enlisted(loaded, folder), workload, as_json=json_)
         return
-    with Events(events) as sink, controlled(loaded, folder) as (fleet_, control):
-        document = Driver(fleet_, control, workload, folder, sink, allow_lost=allowed).drive(until, retry=retry)
+    with Events(events) as sink:
+        loaded, workload = _ready(given, folder, sink)
+        with controlled(loaded, folder) as (fleet_, control):
+            document = Driver(fleet_, control, workload, folder, sink, allow_lost=allowed).drive(until, retry=retry)
     if report is not None:
         _write_report(document, report)
     print(json.dumps(document) if json_ else plain(render(document, "table", report_width())), end="\n" if json_ else "")
     if code := document["exit_code"]:
         print(f"error: {document['summary']}", file=sys.stderr)
         raise typer.Exit(code)
+
+
+def _ready(fleet: Fleet, folder: Path, events: Events) -> tuple[Fleet, Workload]:
+    """The fleet with its source, and what it works with, held against each other."""
+    loaded = ready(fleet, folder, events)
+    workload = load_workload(loaded)
+    preflight.check(loaded, workload)
+    return loaded, workload
 
 
 @contextlib.contextmanager
@@ -141,6 +154,7 @@ def _write_report(document: Mapping[str, Any], folder: Path) -> None:
 
 def _print_plan(fleet: Fleet, workload: Workload, *, as_json: bool) -> None:
     plans = make_plans(fleet, workload, formats_expected(fleet.targets))[: fleet.file.optimize.budget.variants]
+    more = may_follow(fleet) and len(plans) < fleet.file.optimize.budget.variants
     measure = estimate.measuring(fleet.file)
     devices = []
     for target in fleet.targets:
@@ -150,12 +164,15 @@ def _print_plan(fleet: Fleet, workload: Workload, *, as_json: bool) -> None:
         devices.append({"name": target.name, "candidates": candidates, "screening_rounds": screening, "estimated_seconds": round(seconds)})
     if as_json:
         steps = [{"name": p.name, "steps": [{"pass": s.pass_name, "parameters": dict(s.parameters)} for s in p.steps]} for p in plans]
-        print(json.dumps({"campaign": fleet.name, "plans": steps, "devices": devices, "measure": measure, "estimate": _ROUGH}))
+        document = {"campaign": fleet.name, "plans": steps, "more_may_follow": more, "devices": devices, "measure": measure}
+        print(json.dumps({**document, "estimate": _ROUGH}))
         return
     print(f"{fleet.name}: {len(plans)} plans")
     for plan in plans:
         told = " -> ".join(f"{step.pass_name} {json.dumps(dict(step.parameters))}" for step in plan.steps)
         print(f"  {plan.name}: {told}")
+    if more:
+        print(f"  what devices show of these may suggest more, up to {fleet.file.optimize.budget.variants} in all")
     for device in devices:
         print(
             f"{device['name']}: {device['candidates']} candidates: {device['screening_rounds']} screening rounds, then the best compared "

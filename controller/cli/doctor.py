@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import typer
 
@@ -18,6 +18,8 @@ from controller import preflight
 from controller.cli.connect import asking
 from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, verb
 from controller.config import load_fleet
+from controller.events import Events
+from controller.sources import ready
 from controller.workload import load_workload
 from edgefarm import __version__, hostlock
 from edgefarm.errors import EdgefarmError
@@ -93,10 +95,13 @@ def _fleet(path: Path, state: Path | None, controller: str | None) -> Iterator[F
         yield Finding("fleet file", True, f"{path}: {len(fleet.file.devices)} entries of devices")
         if fleet.controller is not None:
             yield _controller(fleet.controller)
-        workload = load_workload(fleet)
-        preflight.check(fleet, workload)
+        with tempfile.TemporaryDirectory(prefix="edgefarm-doctor-") as aside, Events(quiet=True) as events:
+            fleet = ready(fleet, Path(aside), events)
+            workload = load_workload(fleet)
+            preflight.check(fleet, workload)
         counts = f"{workload.selection.n} selection and {workload.evaluation.n} evaluation samples"
-        yield Finding("model and data", True, f"{fleet.model.name}, {counts}{' (the same)' if workload.same_data else ''}")
+        name, same = PurePath(fleet.file.model.path).name, " (the same)" if workload.same_data else ""
+        yield Finding("model and data", True, f"{name}, {counts}{same}")
     except EdgefarmError as error:
         yield Finding("fleet file", False, str(error), "mend the file")
         return

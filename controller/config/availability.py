@@ -32,10 +32,8 @@ def _missing(file: FleetFile) -> Iterator[tuple[Key, str]]:
 
 def _model(file: FleetFile) -> Iterator[tuple[Key, str]]:
     path = file.model.path
-    if PurePath(path).suffix in _LATER_FORMATS or ".py:" in path:
-        yield ("model", "path"), f"'{path}': only .onnx, .tflite and .xml sources; another format"
-    if file.data.train is not None:
-        yield ("data", "train"), "training by passes"
+    if PurePath(path).suffix in _LATER_FORMATS:
+        yield ("model", "path"), f"'{path}': only .onnx, .tflite, .xml and torch (FILE.py:FUNCTION) sources; another format"
 
 
 def _measure(file: FleetFile) -> Iterator[tuple[Key, str]]:

@@ -20,6 +20,7 @@ from edgefarm.digest import canonical_json, digest_file
 from edgefarm.errors import UserError
 from edgefarm.model import Device, DeviceStatus
 from optimizer.source import FORMATS, Format, inspect_model
+from optimizer.torch_source import Exported, locate, names_function
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Fleet:
     """A checked fleet file; every path is absolute and exists.
 
     `enlisted`: enrolled devices with the indices of their entries, once a controller has told of them.
+    `exported`: what a torch source became (`controller.sources`); only then are there `model` and `spec`.
     """
 
     path: Path
     file: FleetFile
     document: lines.Document
     enlisted: tuple[tuple[int, Device], ...] = ()
+    exported: Exported | None = None
 
     @property
     def controller(self) -> str | None:
@@ -67,9 +70,17 @@ class Fleet:
         return self.file.model.name or self.file.name
 
     @property
+    def is_torch(self) -> bool:
+        """Whether a function gives the source, `net.py:build`: it must be exported first."""
+        return names_function(self.file.model.path)
+
+    @property
     def model(self) -> Path:
-        """The source model."""
-        return self.path.parent / self.file.model.path
+        """The source model's file."""
+        if not self.is_torch:
+            return self.path.parent / self.file.model.path
+        assert self.exported is not None  # `controller.sources.ready`
+        return self.exported.path
 
     @property
     def alternatives(self) -> tuple[Path, ...]:
@@ -78,8 +89,8 @@ class Fleet:
 
     @cached_property
     def data(self) -> dict[str, Path]:
-        """`calibration`, `evaluation`, `selection`, as far as given."""
-        named = {n: getattr(self.file.data, n) for n in ("calibration", "evaluation", "selection")}
+        """`calibration`, `evaluation`, `selection`, `train`, as far as given."""
+        named = {n: getattr(self.file.data, n) for n in ("calibration", "evaluation", "selection", "train")}
         return {n: self.path.parent / p for n, p in named.items() if p is not None}
 
     @property
@@ -127,7 +138,8 @@ class Fleet:
                 files[f"alternatives/{index}/{name}"] = digest_file(path.parent / name)
         if self.metric_file:
             files["metric"] = digest_file(self.metric_file[0])
-        return {"file": content, "digests": files}
+        made = {"exported": {"from": self.exported.function, "fixed": bool(self.exported.fixed)}} if self.exported else {}
+        return {"file": content, "digests": files, **made}
 
     @cached_property
     def spec_digest(self) -> str:
@@ -138,7 +150,7 @@ class Fleet:
         local = entry.local
         assert local is not None  # `enrolled.check_entries`
         name = entry.name or f"local-{index + 1}"
-        runtimes = local.runtimes or [_format(self.model).runtime]
+        runtimes = local.runtimes or [_format(Path(self.file.model.path)).runtime]
         return self._target(index, entry, name, runtimes, local.threads, dict(entry.labels))
 
     def _target(self, index: int, entry: DeviceEntry, name: str, able: Sequence[str], limit: int, labels: dict[str, str]) -> Target:
@@ -158,7 +170,7 @@ class Fleet:
             whose = "'local.runtimes'" if entry.local else f"those of {name!r}: {', '.join(able) or 'it has proved none'}"
             raise self.document.error(f"no runtime is left: 'runtimes' names none of {whose}", ("devices", index, "runtimes"))
         objective = entry.objective or select.objective
-        formats = () if self._names_runtimes(entry) else (_format(self.model).name,)
+        formats = () if self._names_runtimes(entry) else (_format(Path(self.file.model.path)).name,)
         return Target(name, tuple(runtimes), limit, allowed, labels, objective, Constraints(**merged), formats)
 
     def _names_runtimes(self, entry: DeviceEntry) -> bool:
@@ -200,7 +212,7 @@ def _check_names(fleet: Fleet) -> None:
 
 
 def _check_files(fleet: Fleet) -> None:
-    named: list[tuple[lines.Key, Path]] = [(("model", "path"), fleet.model)]
+    named: list[tuple[lines.Key, Path]] = [(("model", "path"), _model_file(fleet))]
     named += [(("model", "alternatives", index), path) for index, path in enumerate(fleet.alternatives)]
     named += [(("data", name), path) for name, path in fleet.data.items()]
     if fleet.metric_file:
@@ -212,17 +224,29 @@ def _check_files(fleet: Fleet) -> None:
             raise fleet.document.error(f"no such file: {path}{hint}", key)
     taken: dict[str, str] = {}
     for key, path in [named[0], *named[1 : 1 + len(fleet.alternatives)]]:
-        known = ", ".join(FORMATS)
-        if path.suffix.lower() not in FORMATS:
-            raise fleet.document.error(f"'{path.name}' has no format that is known; a model ends in one of {known}", key)
+        exported = fleet.is_torch and key == named[0][0]
+        if path.suffix.lower() not in FORMATS and not exported:
+            known = ", ".join(FORMATS)
+            hint = f"; torch's are named with a function: {path.name}:FUNCTION" if path.suffix == ".py" else ""
+            raise fleet.document.error(f"'{path.name}' has no format that is known; a model ends in one of {known}{hint}", key)
         title = _format(path).title
         if other := taken.get(title):
             raise fleet.document.error(f"'{path.name}' is {title}, as '{other}' is; an alternative is the network in another format", key)
-        taken[title] = path.name
+        taken[title] = fleet.file.model.path if exported else path.name
+
+
+def _model_file(fleet: Fleet) -> Path:
+    """The file that must be there: the model, or the one that gives it. Raises FleetFileError."""
+    if not fleet.is_torch:
+        return fleet.model
+    try:
+        return locate(fleet.file.model.path, fleet.path.parent)[0]
+    except UserError as error:
+        raise fleet.document.error(str(error), ("model", "path")) from None
 
 
 def _format(path: Path) -> Format:
-    """By the suffix; of one that is not known, which is refused elsewhere, the first."""
+    """By the suffix; of a torch module, which is exported, and of one that is not known, which is refused elsewhere, the first."""
     return FORMATS.get(path.suffix.lower(), FORMATS[".onnx"])
 
 

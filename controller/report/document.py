@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from edgefarm.model import Artifact, DeploymentState, DeploymentStatus, Device, 
 
 SCHEMA = 1
 _SAID = 200
+_FIXED = "its inputs have the sizes of the example, since their first axes could not be left open"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def build(
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report document. `origins`: artifact digest -> where the variant comes from."""
+    exported = _exported(run)
+    entry = {"name": model_name, "digest": model.digest, "bytes": model.bytes, "format": model.format}
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -72,10 +76,24 @@ def build(
         "started": utc(run.started_unix_ms),
         "finished": utc(run.finished_unix_ms),
         "phases_s": {name: round(seconds, 2) for name, seconds in phases.items()},
-        "notes": list(notes),
-        "model": {"name": model_name, "digest": model.digest, "bytes": model.bytes, "format": model.format},
+        "notes": [*_of_export(exported), *notes],
+        "model": {**entry, "exported_from": exported["from"]} if exported else entry,
         "devices": [_device(r, origins, not_built) for r in results],
     }
+
+
+def _exported(run: Run) -> Mapping[str, Any]:
+    """What the run's spec says of a source that was exported; empty where a model file was given."""
+    spec = json.loads(run.spec or "{}")
+    told: Mapping[str, Any] = spec.get("fleet", spec).get("exported", {})  # trials keep the fleet's spec in theirs
+    return told
+
+
+def _of_export(exported: Mapping[str, Any]) -> list[str]:
+    if not exported:
+        return []
+    sizes = f"; {_FIXED}" if exported["fixed"] else ""
+    return [f"the baseline is the plain float conversion of {exported['from']} to ONNX{sizes}"]
 
 
 def _device(result: DeviceResult, origins: Mapping[str, Origin], not_built: Sequence[OptimizeFailure]) -> dict[str, Any]:

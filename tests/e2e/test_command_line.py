@@ -145,6 +145,11 @@ def test_the_estimate_says_that_it_is_rough(fleet: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("The times are rough: ")
     document = controller("deploy", "--dry-run", "--json", "--fleet", str(fleet), cwd=fleet.parent).document
     assert document["devices"][0]["estimated_seconds"] > 0
+    assert not document["more_may_follow"], "what users wrote is all that is tried"
+    roomy = fleet.with_name("roomy.yaml")
+    roomy.write_text(json.dumps({**json.loads(fleet.read_text()), "optimize": {"budget": {"variants": 40}}}))
+    told = controller("deploy", "--dry-run", "--fleet", str(roomy), cwd=fleet.parent).stdout
+    assert "what devices show of these may suggest more, up to 40 in all" in told
     assert document["estimate"].startswith("rough: ")
 
 

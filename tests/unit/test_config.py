@@ -30,7 +30,7 @@ select:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("model.onnx", "other.onnx", "model.tflite"):
+    for name in ("model.onnx", "other.onnx", "model.tflite", "net.py"):
         (tmp_path / name).write_bytes(b"")
     np.savez(tmp_path / "evaluation.npz", x=np.zeros(1))
     return tmp_path
@@ -57,6 +57,7 @@ def test_a_good_file(folder: Path) -> None:
 def test_the_models_format_gives_the_runtime_of_a_local_device(folder: Path) -> None:
     assert [t.runtimes for t in load_fleet(write(folder, GOOD)).targets] == [("onnxruntime",)] * 2
     assert load_fleet(write(folder, GOOD.replace("model.onnx", "model.tflite"))).targets[1].runtimes == ("tflite",)
+    assert load_fleet(write(folder, GOOD.replace("model.onnx", '"net.py:build"'))).targets[1].runtimes == ("onnxruntime",)
 
 
 def test_other_formats_are_activated_only_where_runtimes_are_named(folder: Path) -> None:
@@ -112,6 +113,18 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "{path: model.onnx}",
         "{path: model.onnx, alternatives: [evaluation.npz]}",
         "model.alternatives[0]: 'evaluation.npz' has no format that is known; a model ends in one of .onnx, .tflite, .xml",
+    ),
+    "torch without a file": ("model.onnx", "model.py:make", "edge.yaml:3: model.path: no such file"),
+    "torch without a function": ("path: model.onnx", 'path: "net.py:"', "edge.yaml:3: model.path: 'net.py:': write FILE.py:FUNCTION"),
+    "torch with a bare file": (
+        "model.onnx",
+        "net.py",
+        "'net.py' has no format that is known; a model ends in one of .onnx, .tflite, .xml; torch's are",
+    ),
+    "torch beside what it is exported to": (
+        "{path: model.onnx}",
+        '{path: "net.py:build", alternatives: [other.onnx]}',
+        "model.alternatives[0]: 'other.onnx' is ONNX, as 'net.py:build' is",
     ),
     "server without a rate": (
         "select:",
@@ -254,8 +267,6 @@ def test_where_names_devices_of_the_class_that_measure_for_it(folder: Path) -> N
 
 LATER: dict[str, tuple[str, str, str]] = {
     "keras": ("model.onnx", "model.keras", "model.path: "),
-    "torch": ("model.onnx", "model.py:make", "model.path: "),
-    "train": ("evaluation.npz", "evaluation.npz\n  train: t.npz", "data.train: "),
     "live": ("select:", "measure: {live: pause}\nselect:", "measure.live: "),
     "per": ("objective: latency_p50", "objective: latency_p50\n  per: class", "select.per: "),
     "max_variants": ("objective: latency_p50", "objective: latency_p50\n  max_variants: 2", "select.max_variants: "),

@@ -24,6 +24,7 @@ from controller.report.candidate import Origin, candidate
 from controller.report.document import OptimizeFailure
 from controller.selection import Judgement, choose
 from edgefarm.model import (
+    Artifact,
     Capability,
     DeploymentState,
     DeploymentStatus,
@@ -72,6 +73,25 @@ def report() -> dict[str, Any]:
     document = build(run, "m", group.baseline.candidate.artifact, [good, lost], origins, not_built, summary="s", phases={"measure": 1.0})
     loaded: dict[str, Any] = hexed(document)
     return loaded
+
+
+@pytest.mark.parametrize(
+    ("spec", "note"),
+    [
+        ({"exported": {"from": "net.py:build", "fixed": False}}, "the baseline is the plain float conversion of net.py:build to ONNX"),
+        (
+            {"bench": {}, "fleet": {"exported": {"from": "net.py:build", "fixed": True}}},
+            "the baseline is the plain float conversion of net.py:build to ONNX; its inputs have the sizes of the example, since their "
+            "first axes could not be left open",
+        ),
+    ],
+)
+def test_a_source_that_was_exported_is_told(spec: dict[str, Any], note: str) -> None:
+    run = Run("world@1", "world", 1, DIGEST, json.dumps(spec), "done")
+    document = build(run, "m", Artifact(DIGEST, 9, "onnx", ()), [], {}, [], summary="s", phases={}, notes=["another"])
+    jsonschema.validate(document, SCHEMA)
+    assert document["model"]["exported_from"] == "net.py:build"
+    assert document["notes"] == [note, "another"]
 
 
 def test_the_document_fits_its_schema(report: dict[str, Any]) -> None:
