@@ -232,7 +232,7 @@ class RunnerProcess:
             return FailureKind.OOM, f"started {used.tasks} threads, the limit is {limiting.MORE_TASKS}"
         if used.written_bytes <= self._writable_bytes:
             return None
-        if self._writable_bytes < limiting.CRAMPED_BYTES:
+        if self._writable_bytes < min(limiting.CRAMPED_BYTES, limiting.WRITTEN_BYTES):
             left = f"a runner may write {self._writable_bytes >> 10} KiB, half of what is left"
             return FailureKind.TRANSFER, f"No space left on device: {left}; free some space on the device"
         written = f"wrote {used.written_bytes >> 20} MiB to files and output"

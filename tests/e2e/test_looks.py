@@ -78,6 +78,7 @@ def second_look(campaign: Campaign, **fields: Any) -> Callable[[], bool]:
     return told
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_search_that_is_killed_in_its_second_look_goes_on_and_its_mixed_precision_wins(tmp_path: Path) -> None:
     campaign = write_extreme(tmp_path)

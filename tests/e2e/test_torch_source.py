@@ -83,6 +83,7 @@ def test_a_module_is_exported_pruned_and_measured(campaign: tuple[Path, dict[str
     assert {p.name for p in fleet.parent.iterdir() if p.suffix == ".onnx"} == set()
 
 
+@pytest.mark.long
 def test_a_comment_is_no_other_network_but_weights_are(campaign: tuple[Path, dict[str, Any]]) -> None:
     fleet, report = campaign
     write(fleet.parent, comment="# Nothing that computes.\n")
@@ -95,6 +96,7 @@ def test_a_comment_is_no_other_network_but_weights_are(campaign: tuple[Path, dic
     assert other["model"]["digest"] != report["model"]["digest"]
 
 
+@pytest.mark.long
 def test_looking_ahead_leaves_nothing_behind(tmp_path: Path) -> None:
     fleet = torch_fleet(tmp_path)
     planned = controller("deploy", "--fleet", str(fleet), "--dry-run", "--json", cwd=tmp_path)
