@@ -51,7 +51,13 @@ def start(arguments: Sequence[str], cwd: Path, changes: Mapping[str, str] | None
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_interruptible,
     )
+
+
+def _interruptible() -> None:
+    """In the new process: whoever runs the tests in the background (nohup) has told it to ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 _idle: list[Forks] = []
