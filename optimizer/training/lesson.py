@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
 
 from edgefarm.model import FailureKind
@@ -127,9 +125,9 @@ def open_lesson(source: Path, context: Context) -> Lesson:
     student.eval()
     samples = _samples(student, context.train)
     _same_as_before(student, samples, original)
-    teacher = _teacher(source, context, found, samples)
+    teacher = _teacher(student, source, context, found, samples)
     lesson = Lesson(original, student, teacher, samples, found, {}, {}, context)
-    seen = _seen(teacher, lesson.some())
+    seen = teacher(lesson.some())
     judged, labels = with_labels(found, seen, context.train.targets)
     scales = {head.tensor: float(value.float().var()) for head, value in zip(found, seen) if value.numel() > 1}
     return replace(lesson, heads=judged, labels=labels, scales=scales)
@@ -158,20 +156,14 @@ def _same_as_before(student: Network, samples: Samples, original: Any) -> None:
             )
 
 
-def _teacher(source: Path, context: Context, found: list[Head], samples: Samples) -> Teacher:
+def _teacher(student: Network, source: Path, context: Context, found: list[Head], samples: Samples) -> Teacher:
     """The user's own model where it has the student's heads; else what the student was made of."""
     origin = context.origin
     if origin is not None and origin.suffix == ".onnx" and origin != source:
         folder = context.work_dir / "teacher"
         folder.mkdir()
-        model = onnx.load(str(onnx_files.prepare(origin, folder, _OPSET)))
+        model = onnx_files.load(onnx_files.prepare(origin, folder, _OPSET))
         its = heads(model)
         if [head.output for head in its] == [head.output for head in found]:
             return Teacher(model, its, samples)
-    folder = context.work_dir / "parent"
-    folder.mkdir()
-    return Teacher(onnx.load(str(onnx_files.prepare(source, folder, _OPSET))), found, samples)
-
-
-def _seen(teacher: Teacher, indices: list[int]) -> list[Any]:
-    return [torch.from_numpy(np.asarray(value)) for value in teacher(indices)]
+    return Teacher(student.model, found, samples)

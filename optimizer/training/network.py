@@ -70,6 +70,7 @@ class Network(nn.Module):
         self.model = model
         self.input_names = [v.name for v in model.graph.input if v.name not in {i.name for i in model.graph.initializer}]
         self.output_names = [v.name for v in model.graph.output]  # what a call returns; any tensors of the graph may be asked for
+        self._ends: tuple[list[str], dict[int, list[str]]] = ([], {})  # for which outputs, and what each call is the last to need
         self._stored = {i.name: i for i in model.graph.initializer}
         self._uses = Counter(name for node in model.graph.node for name in node.input)
         self.layers = nn.ModuleDict()
@@ -79,13 +80,15 @@ class Network(nn.Module):
             self._calls = [self._call(node) for node in model.graph.node]
         except Unsupported as error:
             raise unsupported(str(error)) from error
-        for name in {i for call in self._calls if call.layer == "" for i in call.inputs if i in self._stored}:
+        for name in dict.fromkeys(i for call in self._calls if call.layer == "" for i in call.inputs if i in self._stored):
             self.constants.add(name, self._tensor(name))
 
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
         """Outputs in the graph's order for inputs in the graph's order."""
         values: dict[str, Any] = dict(zip(self.input_names, inputs))
-        last = self._last_uses()
+        if self._ends[0] != self.output_names:
+            self._ends = list(self.output_names), self._last_uses()
+        last = self._ends[1]
         for index, call in enumerate(self._calls):
             given = [self._value(values, name) for name in call.inputs]
             if call.layer:

@@ -97,7 +97,10 @@ def test_several_inputs_states_and_open_axes(tmp_path: Path, name: str, model: s
     path = zoo.save({"text": zoo.text_net, "state": zoo.state_net}[model](), tmp_path / "m.onnx")
     np.savez(tmp_path / "t.npz", **zoo.SAMPLES[model])
     samples = Dataset.load(tmp_path / "t.npz", inspect_model(path), with_targets=True)
-    _, output = apply(name, {}, path, tmp_path, samples)
+    changed, output = apply(name, {}, path, tmp_path, samples)
+    assert "steps, validation loss" in changed.detail
+    assert checks.io_difference(inspect_model(path), inspect_model(output)) == ""
+    assert output.read_bytes() != path.read_bytes()
     checks.check(path, output, load_pass(name), Dataset(samples.inputs).take(range(4)))
 
 
