@@ -77,13 +77,13 @@ wheelhouse: setup
 	@touch $@
 
 bench-optimizer: setup .venv-peers/.stamp
-	@$(BIN)/python tests/benchmarks/optimizer.py
+	@$(BIN)/python -m tests.benchmarks.optimizer
 
 bench-%: setup
-	@$(BIN)/python tests/benchmarks/$*.py
+	@$(BIN)/python -m tests.benchmarks.$*
 
 bench-%-tls: setup
-	@$(BIN)/python tests/benchmarks/$*.py --tls
+	@$(BIN)/python -m tests.benchmarks.$* --tls
 
 clean:
 	rm -rf $(VENV) $(PROTO_VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,9 @@ from edgefarm import __version__
 from edgefarm.errors import EdgefarmError
 from edgefarm.metrics import DIRECTIONS, OUTCOMES, ROLLBACK_REASONS
 from edgefarm.model import EnergyResult, Failure, Family, LatencyResult, MemoryResult, Outcome, Series
-from edgefarm.statistics import percentile_floor
 
 T = TypeVar("T")
 _MOST_MODELS = 32  # whose last trial is remembered
-# stat of a latency -> least number of inferences that carry it
-_STATS = {"p50": 1, "p90": percentile_floor(0.9), "p99": percentile_floor(0.99)}
 
 
 class Counters:
@@ -45,7 +43,7 @@ class Counters:
                     _keep(self._energy_j, model, outcome.per_inference_uj / 1e6)
             elif isinstance(outcome, LatencyResult):
                 for result in (r for r in outcome.contenders if r.failure is None):
-                    _keep(self._latency_s, model, {s: getattr(result, f"{s}_ns") / 1e9 for s, n in _STATS.items() if result.n >= n})
+                    _keep(self._latency_s, model, {s: getattr(result, f"{s}_ns") / 1e9 for s, n in _floors().items() if result.n >= n})
 
     def add_transfer(self, direction: str, count: int) -> None:
         """`count` bytes moved; `direction`: fetch or push."""
@@ -71,6 +69,14 @@ class Counters:
         """Joules of one inference by model, of the last trial that gave them."""
         with self._lock:
             return dict(self._energy_j)
+
+
+@functools.cache
+def _floors() -> Mapping[str, int]:
+    """Stat of a latency -> least number of inferences that carry it."""
+    from edgefarm.statistics import percentile_floor  # only where something is measured: it costs memory
+
+    return {"p50": 1, "p90": percentile_floor(0.9), "p99": percentile_floor(0.99)}
 
 
 def _keep(last: dict[str, T], model: str, value: T) -> None:

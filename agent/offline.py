@@ -11,9 +11,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from agent import bench
-from agent.bench import Site
+from agent.bench.latency import measure_latency
 from agent.bench.loadgen import Asked, run_loadgen
+from agent.bench.site import Site
 from agent.given import candidate_of, given_inputs
 from agent.identity import FolderLock
 from agent.journal import read_attempts
@@ -92,7 +92,7 @@ def bench_file(
         results, conditions = [], None
         for launch in range(count):
             print(f"launch {launch + 1} of {count}", file=sys.stderr)
-            measured = bench.measure_latency(work, launch, {_KEY: model}, fed, Limits(), site)
+            measured = measure_latency(work, launch, {_KEY: model}, fed, Limits(), site)
             results.append(_numbers(model, measured.outcome))
             conditions = measured.conditions
     return _report(_Benched(model, candidate, inputs, load, results, {} if conditions is None else conditions.settings))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent.bench import Site, measure_profile
+from agent.bench.profile import measure_profile
+from agent.bench.site import Site
 from agent.given import candidate_of, given_inputs
 from agent.runner.scratch import folder
 from edgefarm.errors import UserError

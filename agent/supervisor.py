@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import bench, identity, probe
+from agent import identity, probe
 from agent.activation import Activation
-from agent.bench import Measured, Site, Surroundings
 from agent.bench.governor import give_back as give_back_governor
+from agent.bench.local import LocalBench
+from agent.bench.site import Site, Surroundings
 from agent.cache import Cache
 from agent.clock import Clock
 from agent.enrolment import FOLDER
@@ -26,11 +27,12 @@ from agent.pause import Pause
 from agent.power import Meter
 from agent.renewal import Renewal
 from agent.runner.limits import limits_in_force
+from agent.runner.process import Cancelled as RunnerCancelled
 from agent.runner.scratch import remove
 from agent.slots import Slots
 from agent.telemetry import Reporter
 from agent.threads import vital
-from agent.transfer import Cancelled, Transfers
+from agent.transfer import Transfers
 from agent.worker import Worker
 from edgefarm import __version__
 from edgefarm.credentials import load_identity
@@ -40,22 +42,16 @@ from edgefarm.metrics import CONTENT_TYPE, DEVICE_METRICS, render
 from edgefarm.model import (
     FEATURES,
     PROTOCOL,
-    AccuracyWork,
     Ack,
     AttemptId,
     Cancel,
-    Candidate,
     Capability,
     ControllerBody,
     Deployment,
     Device,
     Drain,
-    Failure,
-    Golden,
     Heartbeat,
     Hello,
-    LatencyWork,
-    Limits,
     Order,
     Probed,
     Welcome,
@@ -107,40 +103,6 @@ class Config:
     memory_bytes: int = 0
     meter: Meter | None = None
     surroundings: Surroundings = field(default_factory=Surroundings)
-
-
-class LocalBench:
-    """Measures on this machine, in runner processes."""
-
-    def __init__(self, site: Site, memory_bytes: int) -> None:
-        self._site, self._memory_bytes = site, memory_bytes
-
-    def measure(
-        self, order: Order, index: int, models: Mapping[str, Path], inputs: Sequence[Path], cancelled: Callable[[], bool]
-    ) -> Measured:
-        """One launch, or the pass, of an order. Raises Cancelled."""
-        site, work, limits = replace(self._site, cancelled=cancelled), order.work, self._within(order.limits)
-        try:
-            if isinstance(work, LatencyWork):
-                return bench.measure_latency(work, index, models, inputs[0], limits, site)
-            model = models[work.contender.key]
-            if isinstance(work, AccuracyWork):
-                return bench.measure_accuracy(work, model, inputs, limits, site)
-            return bench.measure_pass(work, model, inputs[0], limits, site)
-        except bench.Cancelled:
-            raise Cancelled from None
-
-    def golden(self, candidate: Candidate, model: Path, pack: Path, golden: Golden, cancelled: Callable[[], bool]) -> Failure | None:
-        """Runs golden inputs through a file that is about to go live. Raises Cancelled."""
-        try:
-            return bench.check_golden(candidate, model, pack, golden, self._within(Limits()), replace(self._site, cancelled=cancelled))
-        except bench.Cancelled:
-            raise Cancelled from None
-
-    def _within(self, asked: Limits) -> Limits:
-        """What was asked for, at most what this device's user allows."""
-        bounds = [bound for bound in (asked.memory_bytes, self._memory_bytes) if bound]
-        return replace(asked, memory_bytes=min(bounds, default=0))
 
 
 class Supervisor:
@@ -297,7 +259,7 @@ class Supervisor:
         try:
             while (found := self._prove()) is None:
                 self._stop.wait(_PROBE_AGAIN_S)
-        except bench.Cancelled:
+        except RunnerCancelled:
             return
         for capability in found:
             _LOG.info("%s %s %s", capability.runtime, capability.provider, capability.reason or "works")

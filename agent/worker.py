@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.activation import Activation
-from agent.bench import Measured
+from agent.bench.site import Measured
 from agent.cache import Cache
 from agent.metrics import Counters
 from agent.outbox import Outbox

@@ -11,10 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from agent import power
-from agent.bench.site import Measured, Session, Site, session, without_path
+from agent.bench.session import Session, session, without_path
+from agent.bench.site import Measured, Site
 from agent.power.sampler import Sampler
 from agent.runner.process import Cancelled, RunnerFailed
-from edgefarm.energy import LEAST_UPDATES, Estimate, Progress, Signal, Unusable, Window, align, estimate
+from edgefarm.energy.align import align
+from edgefarm.energy.estimate import LEAST_UPDATES, Estimate, Progress, Unusable, Window, estimate
+from edgefarm.energy.signal import Signal
 from edgefarm.model import EnergyResult, EnergyWork, Failure, FailureKind, Limits, Outcome, Scenario, Stage
 
 _TICK_S = 0.05

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.bench.site import Site, session, without_path
+from agent.bench.session import session, without_path
+from agent.bench.site import Site
 from agent.runner.process import RunnerFailed
 from edgefarm.model import Candidate, Failure, Golden, Limits, Stage
 

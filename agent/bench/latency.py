@@ -13,7 +13,8 @@ import psutil
 
 from agent.bench import scenarios
 from agent.bench.placement import fallback_failure
-from agent.bench.site import ContenderFailed, Measured, Session, Site, session, without_path
+from agent.bench.session import ContenderFailed, Session, session, without_path
+from agent.bench.site import Measured, Site
 from agent.runner.process import RunnerFailed, RunnerProcess
 from edgefarm.model import BatchResult, ContenderResult, Failure, FailureKind, LatencyResult, LatencyWork, Limits, Stage
 

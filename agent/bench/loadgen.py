@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.bench.site import Site, session
+from agent.bench.session import session
+from agent.bench.site import Site
 from agent.runner import scratch
 from agent.runner.process import RunnerFailed
 from edgefarm.model import Candidate, Conditions, Failure, FailureKind, Limits, Scenario, Stage

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.bench.accelerator import held_by
-from agent.bench.site import Measured, Session, Site, options_for, session, without_path
+from agent.bench.session import Session, options_for, session, without_path
+from agent.bench.site import Measured, Site
 from agent.runner.process import RunnerFailed
 from edgefarm.model import Limits, MemoryResult, MemoryWork, Outcome, Stage
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from agent.bench.energy import measure_energy
 from agent.bench.memory import measure_memory
 from agent.bench.profile import measure_profile
-from agent.bench.site import Measured, Session, Site, session, without_path
+from agent.bench.session import Session, session, without_path
+from agent.bench.site import Measured, Site
 from agent.runner.process import RunnerFailed
 from edgefarm.model import (
     AccuracyResult,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.bench.site import Measured, Session, Site, session, without_path
+from agent.bench.session import Session, session, without_path
+from agent.bench.site import Measured, Site
 from agent.runner.process import RunnerFailed, RunnerProcess
 from edgefarm.model import Limits, OperatorTime, Outcome, ProfileResult, ProfileWork, Stage
 

@@ -10,9 +10,10 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edgefarm.energy import Kind
+if TYPE_CHECKING:
+    from edgefarm.energy.signal import Kind
 
 
 class NoPower(Exception):

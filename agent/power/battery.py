@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.power import Meter, NoPower, Rail, Sample
 from agent.sensors.files import number, text
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _INCLUDES = "the whole device, with screen and radios"
 

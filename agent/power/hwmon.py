@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.power import Meter, NoPower, Rail
 from agent.power.sums import Summed
 from agent.sensors.files import number, number_of, text
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _WHOLE = ("VDD_IN", "POM_5V_IN", "VIN")  # input of a module or board
 _INSIDE = ("VDDQ_VDD2_1V8AO",)  # fed from another rail that is measured too

@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.power import Meter, NoPower, Rail
 from agent.power.sums import Summed
 from agent.sensors.files import number, text
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _WHOLE = ("POM_5V_IN", "VDD_IN")
 _DEVICES = "sys/bus/i2c/drivers/ina3221x/*/iio[_:]device*"  # iio:device0; some releases spell it iio_device

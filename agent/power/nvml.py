@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.power import Meter, NoPower, Rail, Sample
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _ACCURACY = "5 %"
 _INCLUDES = "the whole card: processor, memory, converters, fan; not the computer around it"

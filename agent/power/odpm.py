@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.power import Meter, NoPower, Rail, Sample
 from agent.sensors.files import number_of, text
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _VALUE = re.compile(r"CH\d+(?:\(T=\d+\))?\[(\w+)\], (\d+)")
 _STAMP = re.compile(r"t=(\d+)")

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from agent.power import Meter, NoPower, Rail, Sample, web
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _SELECTOR = re.compile(r"[a-zA-Z_:][\w:]*(\{[^{}]*\})?")
 _LOOK_BACK = "20s"

@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.power import Meter, NoPower, Rail
 from agent.power.sums import Summed
 from agent.sensors.files import number, text
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _INCLUDES = {
     "package": "the processor: cores, caches, its graphics and memory controller; not the memory, nor the board",

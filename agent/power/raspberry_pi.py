@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from agent.power import Meter, NoPower, Rail, Sample
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _LINE = re.compile(r"(\w+)_([AV])\s+(?:current|volt)\(\d+\)=([\d.]+)[AV]")
 _PROGRAMS = ("usr/bin/vcgencmd", "opt/vc/bin/vcgencmd", "bin/vcgencmd")

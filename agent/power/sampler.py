@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from agent.power import Rail, Source
-from edgefarm.energy import Reading, Signal
+from edgefarm.energy.signal import Reading, Signal
 
 _STOP_S = 10.0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.power import Meter, Rail, Sample, web
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 
 class _Plug:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.power import Meter, Rail, Sample, web
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _COMMANDS = ("Status%2010", "Status%208")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent.power import CHEAP, NoPower, Source, find
 from agent.sensors import Absent, Observation, Reading
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 
 _QUANTITIES = {Kind.COUNTER: "energy_joules_total", Kind.MEAN: "power_watts", Kind.MOMENT: "power_watts"}
 

@@ -4,7 +4,7 @@ Each comparison takes fresh launches of both through the agent's own bench until
 beside a load that comes and goes. The reference that fails compares the same launches block by block, as one would who measures one model
 first, then the other. Progress on stderr; the last line on stdout is one JSON object.
 
-python tests/benchmarks/aa.py [--runs 100] [--slowdown 1] [--margin 0.5] [--seconds 10] [--keep FILE]
+python -m tests.benchmarks.aa [--runs 100] [--slowdown 1] [--margin 0.5] [--seconds 10] [--keep FILE]
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import agent.bench.site
-from agent.bench import Site, measure_latency
+import agent.bench.session
+from agent.bench.latency import measure_latency
+from agent.bench.site import Site
 from agent.runner.process import RunnerProcess
 from edgefarm.digest import digest_file
 from edgefarm.model import Artifact, Candidate, Contender, ContenderResult, FileEntry, LatencyResult, LatencyWork, Limits, Scenario
@@ -240,7 +239,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for one comparison at most")
     parser.add_argument("--keep", type=Path, help="all launches, as JSON lines")
     given = parser.parse_args()
-    agent.bench.site.RunnerProcess = functools.partial(RunnerProcess, command=("-m", slowed_runtime.__name__))  # type: ignore[assignment, misc]
+    agent.bench.session.RunnerProcess = functools.partial(RunnerProcess, command=("-m", slowed_runtime.__name__))  # type: ignore[assignment, misc]
     plan = [(percent, bool(run % 2), run) for run in range(given.runs) for percent in (0.0, given.slowdown)]
     random.Random(0).shuffle(plan)
     done: list[Comparison] = []
@@ -258,7 +257,7 @@ def main() -> None:
             if given.keep:
                 with given.keep.open("a") as lines:
                     lines.write(json.dumps(asdict(found)) + "\n")
-    command = "make bench-aa" if given.runs == parser.get_default("runs") else f"python tests/benchmarks/aa.py --runs {given.runs}"
+    command = "make bench-aa" if given.runs == parser.get_default("runs") else f"python -m tests.benchmarks.aa --runs {given.runs}"
     print(json.dumps(summary(done, given.slowdown, given.margin / 100, command)))
 
 

@@ -19,8 +19,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from agent.bench.conditions import SAMPLE_NS, Watch
 from agent.runner.limits import WATCH_NS
 from controller.verdicts import verdict
@@ -75,7 +73,7 @@ def main() -> None:
                 "injected": caught, "caught_ratio": sum(c["caught"] for c in caught.values()) / sum(c["n"] for c in caught.values()),
                 "undisturbed": {v: undisturbed.count(v) for v in sorted(set(undisturbed))}, "watch_core_ratio": round(cost, 5),
                 "n": len(plan), "load_1m": os.getloadavg()[0], "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "command": f"tests/benchmarks/conditions.py {count}",
+                "command": f"python -m tests.benchmarks.conditions {count}",
             }
         )
     )  # fmt: skip

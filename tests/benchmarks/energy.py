@@ -17,13 +17,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agent.power import Rail, Sample
 from agent.power.sampler import Sampler
-from edgefarm.energy import LEAST_UPDATES, Kind, Progress, Reading, Signal, Unusable, Window, align, estimate
+from edgefarm.energy.align import align
+from edgefarm.energy.estimate import LEAST_UPDATES, Progress, Unusable, Window, estimate
+from edgefarm.energy.signal import Kind, Reading, Signal
 from tests.fakes.meters import Course, Meter, steady
 
 S = 10**9

@@ -1,6 +1,6 @@
 """Draws the figures of docs/how-we-measure.md from what the benchmarks print and keep. Nothing is drawn that no benchmark measured.
 
-python tests/benchmarks/figures.py --aa KEPT.jsonl --energy ENERGY.json --memory MEMORY.json --out docs
+python -m tests.benchmarks.figures --aa KEPT.jsonl --energy ENERGY.json --memory MEMORY.json --out docs
 
 KEPT: of `aa.py --keep`; the others: what a benchmark printed (its last line counts). What is not given is not drawn.
 """

@@ -20,8 +20,6 @@ from typing import NamedTuple
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from controller.serve import Serving
 from edgefarm.model import Hello, Probed, Telemetry
 from tests.fakes.controller import FakeController

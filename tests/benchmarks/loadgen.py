@@ -26,10 +26,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from agent.bench import Site, scenarios
-from agent.bench.site import session
+from agent.bench import scenarios
+from agent.bench.session import session
+from agent.bench.site import Site
 from agent.given import candidate_of
 from agent.runner.process import Reply, RunnerProcess
 from edgefarm.model import Candidate, LatencyWork, Limits, Scenario, Stage

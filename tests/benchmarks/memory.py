@@ -23,9 +23,8 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from agent.bench import Site, measure_memory
+from agent.bench.memory import measure_memory
+from agent.bench.site import Site
 from edgefarm.digest import digest_file
 from edgefarm.model import Artifact, Candidate, Contender, FileEntry, Limits, MemoryResult, MemoryWork
 

@@ -4,7 +4,7 @@ Each campaign is deployed (`--until select`); its winner and the peers' files (`
 by `controller bench`: interleaved with the source, accuracy on the device with the evaluation set. A peer counts if it keeps the
 campaign's accuracy limit. Progress on stderr; the last line on stdout is one JSON object.
 
-python tests/benchmarks/optimizer.py [FLEET...] [--peers PYTHON]
+python -m tests.benchmarks.optimizer [FLEET...] [--peers PYTHON]
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def main() -> None:
         "geomean_vs_best_peer": math.exp(sum(math.log(m["ratio_to_best_peer"]) for m in models) / len(models)),
         "n": len(models),
         "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",
-        "command": " ".join(["python tests/benchmarks/optimizer.py", *(a for a in sys.argv[1:] if not a.startswith("/"))]),
+        "command": " ".join(["python -m tests.benchmarks.optimizer", *(a for a in sys.argv[1:] if not a.startswith("/"))]),
     }
     print(json.dumps(document))
 

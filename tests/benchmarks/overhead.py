@@ -28,10 +28,10 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from agent.bench import Site, measure_latency, scenarios
-from agent.bench.site import session
+from agent.bench import scenarios
+from agent.bench.latency import measure_latency
+from agent.bench.session import session
+from agent.bench.site import Site
 from agent.given import candidate_of
 from agent.runner.lanes import Lane
 from agent.runner.mapping import Bound

@@ -25,8 +25,6 @@ from typing import Any
 import psutil
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from controller import orders
 from controller.cli.deploy import controlled
 from controller.config import load_fleet

@@ -22,8 +22,6 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from controller.transfer import Table, most_promising, predict
 
 TABLES = Path(os.environ.get("EDGEFARM_LATENCY_TABLES", Path(__file__).parents[1] / "data" / "nasbench201_latency.npz"))

@@ -19,7 +19,7 @@ from agent import power
 from agent.power import CHEAP, LOCAL, METERS, Meter, NoPower, Source, choose, find, look
 from agent.probe import labels, power_sources
 from agent.sensors import Absent, Reading, rails
-from edgefarm.energy import Kind
+from edgefarm.energy.signal import Kind
 from tests.fakes.web import serving
 from tests.fixtures import power as layouts
 from tests.fixtures.trees import BARE, LAPTOP, PI4, VIRTUAL, plant

@@ -57,7 +57,10 @@ print(unit.recv(9999).decode())
 _MEASURE = """
 import json, sys
 from pathlib import Path
-from agent.bench import Site, check_golden, measure_accuracy, measure_latency
+from agent.bench.golden import check_golden
+from agent.bench.latency import measure_latency
+from agent.bench.passes import measure_accuracy
+from agent.bench.site import Site
 from edgefarm.model import *
 folder = Path(sys.argv[1])
 site = Site(folder, 1, folder / "lock", unit_socket=Path("/run/edgefarm/runner.sock"))

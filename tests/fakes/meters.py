@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from edgefarm.energy import Kind, Reading, Window
+from edgefarm.energy.estimate import Window
+from edgefarm.energy.signal import Kind, Reading
 
 _S = 10**9
 

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from agent.bench import Site, measure_latency
+from agent.bench.latency import measure_latency
+from agent.bench.site import Site
 from controller.evidence import Launch
 from edgefarm.model import Artifact, Candidate, Contender, FileEntry, LatencyResult, LatencyWork, Limits, Scenario
 from tests import zoo

@@ -127,6 +127,21 @@ def test_the_idle_supervisor_has_neither_numpy_nor_a_runtime(farm: FakeControlle
     assert seen.stdout.strip() == "[]", seen.stderr
 
 
+def test_the_idle_supervisor_has_nothing_of_what_only_measuring_needs(farm: FakeController, tmp_path: Path) -> None:
+    """It may idle for months on a board with little memory; the benchmark of its footprint says what that is worth."""
+    with started(farm, tmp_path) as agent:
+        farm.wait(Probed)
+        maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
+        assert agent.terminate() == 0
+    assert "_socket" in maps, "this Python has its modules built in: nothing is seen here"
+    assert not [name for name in ("_decimal", "_statistics") if name in maps]
+    code = "import sys, agent.cli, agent.supervisor; print([m for m in sys.argv[1:] if m in sys.modules])"
+    needless = ["statistics", "decimal", "fractions", "edgefarm.statistics", "edgefarm.energy", "agent.offline"]
+    needless += [f"agent.bench.{name}" for name in ("session", "latency", "energy", "memory", "passes", "profile", "conditions")]
+    seen = subprocess.run([sys.executable, "-c", code, *needless], capture_output=True, text=True, timeout=60)
+    assert seen.stdout.strip() == "[]", seen.stderr
+
+
 def test_killed_in_the_middle_of_a_round_it_loses_nothing_and_repeats_nothing(farm: FakeController, tmp_path: Path) -> None:
     farm.acknowledge = False
     with started(farm, tmp_path) as agent:

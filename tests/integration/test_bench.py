@@ -12,7 +12,12 @@ import numpy as np
 import psutil
 import pytest
 
-from agent.bench import Cancelled, Measured, Site, check_golden, measure_accuracy, measure_latency, measure_memory
+from agent.bench.golden import check_golden
+from agent.bench.latency import measure_latency
+from agent.bench.memory import measure_memory
+from agent.bench.passes import measure_accuracy
+from agent.bench.site import Measured, Site
+from agent.runner.process import Cancelled
 from edgefarm import hostlock
 from edgefarm.model import (
     AccuracyResult,

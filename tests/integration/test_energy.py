@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from agent.bench import Cancelled, Measured, Site, energy, measure_energy
+from agent.bench import energy
+from agent.bench.energy import measure_energy
+from agent.bench.site import Measured, Site
 from agent.power import Meter, shelly
-from agent.runner.process import Reply, RunnerProcess
-from edgefarm.energy import Progress, Window, estimate
+from agent.runner.process import Cancelled, Reply, RunnerProcess
+from edgefarm.energy.estimate import Progress, Window, estimate
 from edgefarm.model import (
     Artifact,
     Candidate,

@@ -13,7 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from agent.bench import Measured, Site, measure_accuracy, measure_latency, site
+from agent.bench import site
+from agent.bench.latency import measure_latency
+from agent.bench.passes import measure_accuracy
+from agent.bench.site import Measured, Site
 from agent.runner import confine
 from agent.runner import limits as limiting
 from agent.runner.process import RunnerProcess

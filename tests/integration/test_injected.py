@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.bench import Surroundings
 from agent.bench.affinity import Cores
 from agent.bench.gate import Gate
+from agent.bench.site import Surroundings
 from controller.doubts import spoilt
 from controller.verdicts import verdict
 from edgefarm.model import Verdict

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from agent.bench import Site, measure_latency, measure_memory, measure_pass
+from agent.bench.latency import measure_latency
+from agent.bench.memory import measure_memory
+from agent.bench.passes import measure_pass
+from agent.bench.site import Site
 from agent.runtimes import is_installed, missing
 from edgefarm.digest import artifact_digest, digest_file
 from edgefarm.model import (

@@ -14,7 +14,12 @@ import psutil
 import pytest
 
 from agent import probe
-from agent.bench import Site, check_golden, measure_accuracy, measure_latency, measure_memory, measure_profile
+from agent.bench.golden import check_golden
+from agent.bench.latency import measure_latency
+from agent.bench.memory import measure_memory
+from agent.bench.passes import measure_accuracy
+from agent.bench.profile import measure_profile
+from agent.bench.site import Site
 from agent.runner.process import Cancelled, RunnerFailed, RunnerProcess
 from agent.runner.unit import isolation
 from edgefarm.errors import Unreachable

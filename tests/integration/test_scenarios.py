@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.bench import Site, measure_latency
+from agent.bench.latency import measure_latency
+from agent.bench.site import Site
 from edgefarm.digest import digest_file
 from edgefarm.model import (
     Artifact,

@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.bench import Cancelled, Measured, Site, latency, measure_accuracy, measure_latency, measure_memory, site
-from agent.runner.process import Reply, RunnerFailed
+from agent.bench import latency, site
+from agent.bench.latency import measure_latency
+from agent.bench.memory import measure_memory
+from agent.bench.passes import measure_accuracy
+from agent.bench.site import Measured, Site
+from agent.runner.process import Cancelled, Reply, RunnerFailed
 from edgefarm import hostlock
 from edgefarm.model import (
     AccuracyWork,

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefarm.energy import Kind, Progress, Reading, Signal, Unusable, Window, align, estimate
+from edgefarm.energy.align import align
+from edgefarm.energy.estimate import Progress, Unusable, Window, estimate
+from edgefarm.energy.signal import Kind, Reading, Signal
 from tests.fakes.meters import Course, Meter, steady
 
 S = 10**9

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.activation import Activation
-from agent.bench import Measured
+from agent.bench.site import Measured
 from agent.cache import Cache
 from agent.journal import Journal
 from agent.metrics import Counters
