@@ -40,7 +40,8 @@ _ENDED = {OrderState.DONE, OrderState.CANCELLED, OrderState.QUARANTINED}
 class Entry:
     """A candidate in play; `variant` is the name that people read, `note` what they should know of it.
 
-    `look`: number of the search's look that brought it. What was ordered in a look does not hang on what later ones bring.
+    `look`: number of the search's look that brought it. What was ordered in a look does not hang on what later ones bring. `form`: files
+    of one form take the same kernels on the same sizes (`optimizer.form`); empty: not told.
     """
 
     candidate: Candidate
@@ -48,6 +49,7 @@ class Entry:
     baseline: bool = False
     note: str = ""
     look: int = 1
+    form: str = ""
 
     @cached_property
     def key(self) -> str:

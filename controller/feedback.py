@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from controller.evidence import Entry, Evidence, Group
 from controller.limits import accuracy_excess, broken, energy_uj, memory_bytes
-from controller.racing import screened
+from controller.screening import screened
 from controller.selection import about_speed, choose
 from controller.verdicts import believed, speedup
 from optimizer.pipeline import PlanOutcome, Variant

@@ -20,7 +20,7 @@ OWN_RUNTIME = {f.name: f.runtime for f in FORMATS.values()}
 class Build:
     """A variant as the planner needs it.
 
-    `plain`: the source's own arithmetic in another format, so it may stand in for the source. `look`: as in Entry.
+    `plain`: the source's own arithmetic in another format, so it may stand in for the source. `look`, `form`: as in Entry.
     """
 
     artifact: Artifact
@@ -28,6 +28,7 @@ class Build:
     io: Io | None = None
     plain: bool = False
     look: int = 1
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _entries(source: Build, builds: Sequence[Build], target: Target, device: Dev
     entries = {baseline.key: baseline}
     for build in (source, *builds):
         for candidate in _candidates(build, target, device):
-            entries.setdefault(candidate.key, Entry(candidate, build.name, look=build.look))
+            entries.setdefault(candidate.key, Entry(candidate, build.name, look=build.look, form=build.form))
     return tuple(entries.values())
 
 

@@ -178,7 +178,7 @@ def _gathered(workload: Workload, looks: Sequence[Sequence[PlanOutcome]]) -> Mad
         if isinstance(outcome, Variant) and outcome.artifact.digest not in made.origins:
             lineage = [step.as_json() for step in outcome.lineage]
             made.origins[outcome.artifact.digest] = Origin(lineage, str(outcome.main_file))
-            made.builds.append(Build(outcome.artifact, outcome.name, outcome.io, outcome.plain, number))
+            made.builds.append(Build(outcome.artifact, outcome.name, outcome.io, outcome.plain, number, outcome.form))
         elif isinstance(outcome, Failed):
             made.failures.append(OptimizeFailure(outcome.plan.name, outcome.failure))
         elif isinstance(outcome, Skipped):

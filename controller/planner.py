@@ -14,7 +14,8 @@ from functools import partial
 from controller import orders, racing
 from controller.evidence import ACCURACY, COMPARE, CONFIRM, ENERGY, MEMORY, PROFILE, SCREEN, Entry, Evidence, Group
 from controller.limits import broken, memory_bytes
-from controller.racing import CONTENDERS, EQUAL, FINALISTS, LAUNCHES, ROUND
+from controller.racing import CONTENDERS, FINALISTS, LAUNCHES, ROUND
+from controller.screening import EQUAL, screened
 from controller.selection import about_speed, choose
 from controller.transfer import Table, may_be_fastest, most_promising
 from edgefarm.model import Order
@@ -91,7 +92,7 @@ def _batch(group: Group, batch: Sequence[Entry], evidence: Evidence) -> Iterator
 def _screen_in_waves(group: Group, others: Sequence[Entry], evidence: Evidence, tables: Sequence[Table]) -> Iterator[Order]:
     """The most promising next, a batch for each device; none once no other can be expected to beat what was screened."""
     by_key = {e.key: e for e in others}
-    known = {group.baseline.key: 0.0, **{k: racing.screened(x, group.objective)[0] for k, x in evidence.screened.items() if k in by_key}}
+    known = {group.baseline.key: 0.0, **{k: screened(x, group.objective)[0] for k, x in evidence.screened.items() if k in by_key}}
     silent = {k for k in by_key if k in evidence.failures and k not in known}
     while True:
         keys = [group.baseline.key, *(k for k in by_key if k not in silent)]

@@ -28,8 +28,9 @@ from statistics import fmean, stdev
 from controller import orders
 from controller.evidence import CONTROL, Entry, Evidence, Group, Launch
 from controller.limits import broken, memory_bytes
-from controller.selection import NOISE_FLOOR, about_speed, hopeful, noise_floor
-from controller.verdicts import against, believed, half_width, speedup, statistic, verdict
+from controller.screening import EQUAL, close, in_classes, screened
+from controller.selection import about_speed, harm, hopeful, noise_floor
+from controller.verdicts import against, believed, half_width, speedup, verdict
 from edgefarm.model import Order
 from edgefarm.statistics import mean_interval, percentile_floor
 
@@ -42,11 +43,8 @@ FIELD = 5  # candidates that may enter, in the order of their promise: those beh
 _TRIED = ROUND + 4 * _MORE  # launches of one contender, with the spoilt ones
 LOOKS = 1 + (_TRIED - ROUND) // _MORE + FIELD // 2  # a leader that goes along with newcomers is looked at again
 ERROR_RATE = 0.05  # at most so often the truly best leaves
-EQUAL = 0.02  # the leader may be so much slower than another: more launches would not matter to anybody
 _PRECISE = 0.05  # relative half width (95 %) at which a speed-up is known well enough
 _FEW = 2 * ROUND  # launches are enough where the objective is not speed
-_BETWEEN_LAUNCHES = 0.015  # spread of a ratio from launch to launch that a single one has to allow for: .4 % to 5 %, by machine and model
-_SCREENED_Z = 2.326  # one-sided 1 %
 
 
 @dataclass(frozen=True)
@@ -111,34 +109,11 @@ def _at_least(logs: Sequence[float], error_rate: float) -> float:
     return mean_interval(logs, 1 - 2 * error_rate).low if len(logs) > 1 else -math.inf
 
 
-def close(one: tuple[float, float], other: tuple[float, float], launches: int = 1) -> bool:
-    """Whether a candidate is worth running, by its screening, where another one runs.
-
-    It is if it may be faster by more than `EQUAL` (one-sided 99 %), or looks as fast: of equals the smaller, then the more accurate wins.
-
-    Args:
-        one: log ratio to the baseline, with its standard error within the launch.
-        other: the same of the other; of several `launches` the standard error holds what differs between them.
-    """
-    difference = one[0] - other[0]
-    single = 1 if launches > 1 else 2  # of the two, those known from one launch
-    doubt = _SCREENED_Z * math.sqrt(one[1] ** 2 + other[1] ** 2 + single * _BETWEEN_LAUNCHES**2)
-    return difference <= max(NOISE_FLOOR, doubt - math.log1p(EQUAL))
-
-
-def screened(launch: Launch, objective: str) -> tuple[float, float]:
-    """Log of candidate over reference in a screening launch, and its standard error by the bursts (0 where there are none)."""
-    value = math.log(statistic(launch.result, objective) / statistic(launch.reference, objective))
-    mine, base = launch.result.burst_p50_ns, launch.reference.burst_p50_ns
-    if len(mine) != len(base) or len(mine) < 3:
-        return value, 0.0
-    return value, stdev(math.log(max(1, m) / max(1, b)) for m, b in zip(mine, base)) / math.sqrt(len(mine))
-
-
 @dataclass
 class _Race:
     group: Group
     evidence: Evidence
+    early: Evidence = field(init=False)  # what was known before
     look: int = 1  # of the search, whose candidates run now
     look_began: int = 0  # its first launch
     begun: int = 0  # launches of all rounds so far: where the next one's indices begin
@@ -151,12 +126,14 @@ class _Race:
     control: str = ""  # the order that carried the control arm
     unknown: tuple[Entry, ...] = ()
     logs: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    classes: list[list[Entry]] = field(default_factory=list)  # of the field: one of each runs
 
     def __post_init__(self) -> None:
         # What the race itself brings to light (failures, broken limits) must not change who took part in it.
-        early = replace(self.evidence, launches={}, failures={}, energy={})
+        self.early = early = replace(self.evidence, launches={}, failures={}, energy={})
         self.field = [e for e in hopeful(self.group, early) if e.key in self.evidence.scores or e.key not in self.evidence.failures]
         self.speed = about_speed(self.group)
+        self.classes = [found[:FIELD] for found in in_classes(self.group, self.field, early)] if self.speed else [[e] for e in self.field]
 
     def go_on(self) -> bool:
         """Takes the round that followed in truth, of this look or of a later one; False if none did."""
@@ -280,25 +257,32 @@ class _Race:
         entered = sum(e.key in self.launches for e in self._of_this_look())
         taken = sum(e.look == self.look for e in self._measured(without)) if not self.speed else 0
         places = FINALISTS - taken - (1 if leader is not None and self.speed else 0)
-        best = leader
-        for entry in self._of_this_look():
-            if entry.key in self.launches or entry.key in self.left | without:
+        best, waiting = leader, 0
+        for members in (c for c in self.classes if c[0].look == self.look):
+            alike = [e for e in members if e.key not in without]
+            if not alike or any(e.key in self.launches or e.key in self.left for e in alike):
                 continue
             if (
-                entered + len(ready) + len(unknown) >= FIELD
-                or len(ready) + len(unknown) >= places
+                entered + len(ready) + waiting >= FIELD
+                or len(ready) + waiting >= places
                 or (best is None and len(unknown) >= len(self.group.devices) and self.speed)
             ):
                 break
-            if self.speed and best is not None and not self._close(entry, best):
+            if self.speed and best is not None and not self._close(alike[0], best):
                 continue
-            if (missing := missing_fact(self.group, entry, self.evidence)) is not None and missing.id in self.evidence.ended:
-                continue  # it was asked, and gave nothing
-            known = missing is None
-            (ready if known else unknown).append(entry)
-            best = best or (entry if known else None)
+            facts = {e.key: missing_fact(self.group, e, self.evidence) for e in alike}
+            if open_ := [e for e in alike if (fact := facts[e.key]) is not None and fact.id not in self.evidence.ended]:
+                unknown += open_
+                waiting += 1
+            elif known := [e for e in alike if facts[e.key] is None]:
+                ready.append(self._first(known))
+                best = best or ready[-1]
         self.unknown = tuple(unknown)
         return ready
+
+    def _first(self, alike: Sequence[Entry]) -> Entry:
+        """Of those that take the same time, the one to run: as far as is known it keeps all limits, and is the most accurate."""
+        return min(alike, key=lambda e: (bool(broken(self.group, e, self.early)), harm(e, self.evidence), e.size_bytes, e.key))
 
     def _of_this_look(self) -> list[Entry]:
         return [e for e in self.field if e.look == self.look]

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from controller.evidence import Entry, Evidence, Group, Launch
 from controller.limits import broken, energy_uj, memory_bytes, no_energy, unproved
+from controller.screening import NOISE_FLOOR, alike
 from controller.verdicts import Latency, against, believed, latency, speedup, statistic, verdict, verdict_of_reference
 from edgefarm.model import Verdict
 from edgefarm.statistics import Interval, ratio_interval
 
-NOISE_FLOOR = 0.01  # differences below this are called equal even where an interval excludes 1; without a control arm
 _LEAST_FLOOR = 0.005  # with one
 _LEAST_CONTROLS = 5  # launches of a control arm that say something
 _SLOWER = 0.95  # a candidate screened below this speed-up cannot win on latency
@@ -152,8 +152,7 @@ def _judge(group: Group, entry: Entry, evidence: Evidence) -> Judgement:
     if entry.key not in evidence.screened and not launches:
         return replace(known, rejected=_why_not_measured(group, entry, evidence))
     if not launches:
-        ratio = screened_speedup(group, entry, evidence) or 0.0
-        return replace(known, rejected=f"screened at {ratio:.2f}x, behind those that were compared")
+        return replace(known, rejected=_why_not_compared(group, entry, evidence))
     if reason := unproved(group, entry, evidence):
         return replace(known, rejected=reason)
     # Choosing rests on paired ratios; the baseline is what they are taken to, whatever its own spread.
@@ -168,6 +167,14 @@ def _why_not_measured(group: Group, entry: Entry, evidence: Evidence) -> str:
     if evidence.spent_ns >= group.budget_ns:
         return "not measured: the budget of device time was spent"
     return "not measured" if entry.baseline else "not measured: what others showed makes it unlikely to win"
+
+
+def _why_not_compared(group: Group, entry: Entry, evidence: Evidence) -> str:
+    ratio = screened_speedup(group, entry, evidence) or 0.0
+    for other in group.entries:
+        if other.key in evidence.launches and alike(group, other, entry, evidence):
+            return f"screened at {ratio:.2f}x; {other.variant} has the same operators and shapes, and was compared for both"
+    return f"screened at {ratio:.2f}x, behind those that were compared"
 
 
 def _measured(group: Group, entry: Entry, launches: Sequence[Launch], evidence: Evidence) -> Judgement:
@@ -233,7 +240,7 @@ def _objective(group: Group, entry: Entry, evidence: Evidence, summary: Latency 
 def _best(group: Group, judgements: Sequence[Judgement], evidence: Evidence) -> Judgement:
     leader = min(judgements, key=lambda j: (_objective(group, j.entry, evidence, j.latency), j.entry.size_bytes, j.entry.key))
     equal = [j for j in judgements if j is leader or _within_noise(group, leader, j, evidence)]
-    return min(equal, key=lambda j: (j.entry.size_bytes, _harm(j.entry, evidence), j.entry.key))
+    return min(equal, key=lambda j: (j.entry.size_bytes, harm(j.entry, evidence), j.entry.key))
 
 
 def _within_noise(group: Group, leader: Judgement, other: Judgement, evidence: Evidence) -> bool:
@@ -254,7 +261,8 @@ def _within_noise(group: Group, leader: Judgement, other: Judgement, evidence: E
     return first is not None and second is not None and first.high / max(second.low, 1e-9) <= 1.0 + _ALIKE
 
 
-def _harm(entry: Entry, evidence: Evidence) -> float:
+def harm(entry: Entry, evidence: Evidence) -> float:
+    """Accuracy lost on the samples that decide; infinite if unknown."""
     scores = evidence.scores.get(entry.key)
     return scores.selection.drop if scores else math.inf
 
@@ -302,7 +310,7 @@ def _pareto(group: Group, judgements: Sequence[Judgement], evidence: Evidence) -
         return -summary.throughput_per_s.value if group.objective == "throughput" else summary.p50.value
 
     points: Mapping[str, tuple[float, float, float]] = {
-        j.entry.key: (pace(j.latency), float(j.entry.size_bytes), _harm(j.entry, evidence))
+        j.entry.key: (pace(j.latency), float(j.entry.size_bytes), harm(j.entry, evidence))
         for j in judgements
         if j.latency is not None and j.entry.key not in evidence.failures
     }

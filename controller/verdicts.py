@@ -14,7 +14,7 @@ from controller import doubts
 from controller.doubts import SUSTAINED, Doubt
 from controller.evidence import Launch
 from edgefarm.model import ContenderResult, Verdict
-from edgefarm.statistics import Interval, geometric_interval, launch_ratio, mean_interval, percentile_floor
+from edgefarm.statistics import Interval, LaunchRatio, geometric_interval, launch_ratio, mean_interval, percentile_floor
 
 NOISE_FLOOR_LIMIT, NOISE_CEILING = 0.10, 0.25  # relative half widths: always good enough, never good enough
 _REFERENCE_LIMIT = 0.10
@@ -71,13 +71,13 @@ def latency(launches: Sequence[Launch]) -> Latency:
 
 def speedup(launches: Sequence[Launch], confidence: float = 0.95, objective: str = "latency_p50") -> Interval:
     """Reference over candidate, paired within each launch: above 1 = faster than the reference."""
-    return geometric_interval([_ratio(x.reference, x.result, objective) for x in launches], confidence)
+    return geometric_interval([ratio_of(x.reference, x.result, objective).value for x in launches], confidence)
 
 
 def against(leader: Sequence[Launch], other: Sequence[Launch], confidence: float = 0.95, objective: str = "latency_p50") -> Interval | None:
     """Other over leader, over the launches that held both: above 1 = the leader is faster. None without a common launch."""
     mine = {(x.order, x.index): x.result for x in leader}
-    ratios = [_ratio(x.result, mine[x.order, x.index], objective) for x in other if (x.order, x.index) in mine]
+    ratios = [ratio_of(x.result, mine[x.order, x.index], objective).value for x in other if (x.order, x.index) in mine]
     return geometric_interval(ratios, confidence) if ratios else None
 
 
@@ -89,13 +89,16 @@ def statistic(result: ContenderResult, objective: str) -> float:
     return max(1.0, float(value))
 
 
-def _ratio(reference: ContenderResult, result: ContenderResult, objective: str) -> float:
-    """Of one launch. For medians of interleaved bursts by their pairs, which spread less between launches than the launches' medians."""
+def ratio_of(reference: ContenderResult, result: ContenderResult, objective: str) -> LaunchRatio:
+    """Reference over candidate in one launch.
+
+    For medians of interleaved bursts by their pairs, which spread less between launches than the launches' medians.
+    """
     one, other = reference.burst_p50_ns, result.burst_p50_ns
     by_bursts = objective not in ("latency_p90", "latency_p99", "throughput") and len(one) == len(other) >= PAIRED_BURSTS
     if by_bursts and all(r.disturbed <= _DISTURBED_BURSTS * r.n for r in (reference, result)):
         return launch_ratio([max(1, b) for b in one], [max(1, b) for b in other])
-    return statistic(reference, objective) / statistic(result, objective)
+    return LaunchRatio(statistic(reference, objective) / statistic(result, objective))
 
 
 def believed(launches: Sequence[Launch], scenario: str = "paced") -> tuple[Sequence[Launch], tuple[str, ...]]:
@@ -274,7 +277,7 @@ def _drift(launches: Sequence[Launch]) -> str:
     """Text if the ratio of the second half of the launches differs from that of the first by more than chance and 5 %."""
     if len(launches) < 8:
         return ""
-    logs = [math.log(_ratio(launch.reference, launch.result, "latency_p50")) for launch in launches]
+    logs = [math.log(ratio_of(launch.reference, launch.result, "latency_p50").value) for launch in launches]
     half = len(logs) // 2
     first, second = mean_interval(logs[:half], 0.99), mean_interval(logs[half:], 0.99)
     apart = first.high < second.low or second.high < first.low

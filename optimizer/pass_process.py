@@ -23,6 +23,7 @@ from edgefarm.errors import UserError
 from edgefarm.model import FailureKind
 from optimizer import checks, threads
 from optimizer.dataset import Dataset
+from optimizer.form import form
 from optimizer.io_maps import as_json, feeds, from_json
 from optimizer.passes import Changed, Context, Pass, PassFailure, load_path
 from optimizer.process import PHASE, PROGRESS, REPLY, PassReply, PassRequest
@@ -48,8 +49,11 @@ def _reply(request: PassRequest, work: Path) -> PassReply:
     started = time.perf_counter()
     used = load_path(request.pass_path)
     try:
-        changed, model_format = _run(request, used, work)
-        outcome = PassReply("changed", detail=changed.detail, format=model_format, io=as_json(changed.io) or {}, plain=changed.plain)
+        changed, written = _run(request, used, work)
+        outcome = PassReply(
+            "changed", detail=changed.detail, format=FORMATS[written.suffix].name, io=as_json(changed.io) or {}, plain=changed.plain,
+            form=form(written),
+        )  # fmt: skip
     except checks.Unchanged as error:
         outcome = PassReply("unchanged", detail=str(error))
     except PassFailure as error:
@@ -66,8 +70,8 @@ def _reply(request: PassRequest, work: Path) -> PassReply:
     return outcome.took(time.perf_counter() - started)
 
 
-def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, str]:
-    """What the pass says, and the format that it wrote."""
+def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, Path]:
+    """What the pass says, and the main file that it wrote."""
     _settle_onnxruntime()
     (work / PHASE).write_text("pass")
     out, scratch = work / "out", work / "scratch"
@@ -92,7 +96,7 @@ def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, str]:
         raise PassFailure(FailureKind.CRASH, f"the pass wrote {len(written)} models instead of one")
     (work / PHASE).write_text("check")
     checks.check(source, written[0], used, probe, changed.io)
-    return changed, FORMATS[written[0].suffix].name
+    return changed, written[0]
 
 
 def _samples(file: str, parent: Path, request: PassRequest) -> Dataset | None:

@@ -45,7 +45,8 @@ class Event:
 class Variant:
     """An artifact made from the model. `path` is the folder of its files; one lineage per plan that led to these bytes.
 
-    `plain`: nothing but the format was changed, so it computes what the source computes.
+    `plain`: nothing but the format was changed, so it computes what the source computes. `form`: what decides how long it takes
+    (`optimizer.form`); empty: not told.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Variant:
     lineages: tuple[tuple[LineageStep, ...], ...]
     io: Io | None = None
     plain: bool = False
+    form: str = ""
 
     @property
     def lineage(self) -> tuple[LineageStep, ...]:
@@ -169,6 +171,7 @@ class _Course:
     main: Path
     io: Io | None = None
     plain: bool = True
+    form: str = ""
     at: int = 0
     lineage: tuple[LineageStep, ...] = ()
     passed_over: str = ""
@@ -231,7 +234,8 @@ class _Run:
         if course.artifact.digest == self.source.artifact.digest:
             return Skipped(course.plan, course.passed_over or "nothing was changed")
         name = f"{course.plan.name}/{course.artifact.digest.split(':')[1][:4]}"
-        return Variant(name, course.artifact, course.main.parent, (course.plan,), (course.lineage,), course.io, course.plain)
+        made = (course.plan,), (course.lineage,), course.io, course.plain, course.form
+        return Variant(name, course.artifact, course.main.parent, *made)
 
     def _advance(self, course: _Course) -> None:
         """Takes steps whose end is known, and starts the next one."""
@@ -333,6 +337,7 @@ class _Run:
             course.main = self.pipeline.cache.object_folder(entry.artifact) / entry.artifact.main_file
             course.io = chain(course.io, from_json(reply.io))
             course.plain = course.plain and reply.plain
+            course.form = reply.form
         elif reply.outcome == "cancelled":
             course.cancelled = True
         elif used.must_change or (reply.outcome == "failed" and last):

@@ -73,6 +73,7 @@ class PassReply:
         format: of the output.
         io: how the parent's tensors map to the output's, as JSON; empty = they are the same.
         plain: only the format was changed, no precision.
+        form: of the output (`optimizer.form`); empty = not told.
     """
 
     outcome: str
@@ -83,6 +84,7 @@ class PassReply:
     format: str = ""
     io: Mapping[str, Any] = field(default_factory=dict)
     plain: bool = False
+    form: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -18,8 +18,8 @@ Feeds = dict[str, NDArray[Any]]
 Run = Callable[[Feeds], Any]
 
 MOST_SAMPLES = 500_000  # of one contender in one launch: four of them fit into an answer
-_AGREEMENT = 0.02  # warm: the medians of the last bursts lie within 2 %
-_WARM_BURSTS = 3
+_AGREEMENT = 0.02  # warm: bursts get faster by no more than 2 %
+_WARM_BURSTS = 3  # the least, of which the last two brought nothing more
 _WARM_PARTS = 20  # of the longest warm-up, whatever the length of the plan's bursts: an inference or two agree by chance
 _SETTLE_SLICE_S = 0.001
 _SETTLE_LIMIT_NS = 200_000_000
@@ -133,7 +133,10 @@ class Lane:
                 sleep_until(due)
 
     def warm_up(self, plan: Plan) -> int:
-        """Short bursts until the medians of the last three agree, or `warmup_ns` is over; returns the number of inferences, at least 1."""
+        """Short bursts until two in a row are no faster than those before, or `warmup_ns` is over; returns the number of inferences.
+
+        Warming up makes a model faster; where others' load makes it slower for a while there is nothing to wait for.
+        """
         end = time.perf_counter_ns() + plan.warmup_ns
         medians: list[float] = []
         count = 0
@@ -141,10 +144,10 @@ class Lane:
             times, _ = self.burst(plan.warmup_ns // _WARM_PARTS, 1)
             count += len(times)
             medians.append(median(times))
-            last = medians[-_WARM_BURSTS:]
-            agree = len(last) == _WARM_BURSTS and max(last) <= min(last) * (1 + _AGREEMENT)
-            if agree or time.perf_counter_ns() >= end:
-                self.typical_ns = round(min(last))
+            before, last = medians[: 1 - _WARM_BURSTS], medians[1 - _WARM_BURSTS :]
+            warm = len(medians) >= _WARM_BURSTS and min(last) * (1 + _AGREEMENT) >= min(before)
+            if warm or time.perf_counter_ns() >= end:
+                self.typical_ns = round(min(medians[-_WARM_BURSTS:]))
                 return count
 
 

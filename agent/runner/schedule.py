@@ -20,6 +20,7 @@ from edgefarm.model import FailureKind
 
 _LEAST_BURSTS = 8
 _INFERENCES = 5  # of a burst, where there is time for them: one more is thrown away at each switch
+_RESTS = 4  # of a burst, in waits for threads to sleep: a fifth of the time goes to waiting, not half
 _Load = Callable[[Mapping[str, Lane], Plan, random.Random, Mapping[str, Timed]], None]
 
 
@@ -49,8 +50,8 @@ def _paced(lanes: Mapping[str, Lane], plan: Plan, order: random.Random, timed: M
 def _suited(plan: Plan, lanes: Mapping[str, Lane]) -> Plan:
     """Fewer and longer bursts, in the same time, where the plan's are too short for some inferences; eight at least.
 
-    Where a switch costs a wait for threads that spin, a burst is at least as long as that; if eight of those are more than the plan's
-    time, half as many are made, twice as long.
+    Where a switch costs a wait for threads that spin, a burst is four times as long as that, as far as eight of those fit into the plan's
+    time; if eight bursts as long as the wait don't, half as many are made, twice as long.
     """
     whole_ns, least = plan.bursts * plan.burst_ns, min(plan.bursts, _LEAST_BURSTS)
     rest_ns = max(lane.rest_ns for lane in lanes.values())
@@ -58,7 +59,7 @@ def _suited(plan: Plan, lanes: Mapping[str, Lane]) -> Plan:
     if least * rest_ns > whole_ns:
         half = -(-least // 2)
         return replace(plan, bursts=half, burst_ns=whole_ns // half, min_inferences=2 * plan.min_inferences)
-    wanted_ns = max(plan.burst_ns, max(_INFERENCES, plan.min_inferences) * typical_ns, rest_ns)
+    wanted_ns = max(plan.burst_ns, max(_INFERENCES, plan.min_inferences) * typical_ns, _RESTS * rest_ns)
     bursts = max(least, min(plan.bursts, whole_ns // wanted_ns))
     return replace(plan, bursts=bursts, burst_ns=whole_ns // bursts)
 

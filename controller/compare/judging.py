@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from controller.compare.rules import Gate, Rules, gate
 from controller.compare.undisturbed import by_minima, minima_ratio, why_none
 from controller.evidence import CONTROL, Evidence, Group, Launch
-from controller.verdicts import Latency, believed, latency, speedup, verdict
+from controller.verdicts import Latency, believed, latency, ratio_of, verdict
 from edgefarm.model import EnergyResult, Verdict
 from edgefarm.statistics import BurstRatios, Interval, Relation, burst_ratios, relation
 
@@ -91,7 +91,7 @@ def ratios_of(launches: Sequence[Launch], group: Group, confidence: float) -> Bu
     if len(launches) < _LEAST_LAUNCHES:
         return None
     taken = sorted(launches, key=lambda x: x.index)
-    medians = [speedup([launch], objective=group.objective).value for launch in taken]
+    medians = [ratio_of(x.reference, x.result, group.objective) for x in taken]
     minima = [] if why_none(taken, group.objective, group.scenario) else [minima_ratio(launch) for launch in taken]
     return burst_ratios(medians, minima, confidence)
 

@@ -9,7 +9,7 @@ from statistics import median
 from controller.evidence import Launch
 from controller.verdicts import PAIRED_BURSTS
 from edgefarm.model import ContenderResult, Scenario
-from edgefarm.statistics import launch_ratio
+from edgefarm.statistics import LaunchRatio, launch_ratio
 
 
 def why_none(launches: Sequence[Launch], objective: str, scenario: Scenario) -> str:
@@ -27,7 +27,7 @@ def _paired(one: Sequence[int], other: Sequence[int]) -> bool:
     return len(one) == len(other) >= PAIRED_BURSTS
 
 
-def minima_ratio(launch: Launch) -> float:
+def minima_ratio(launch: Launch) -> LaunchRatio:
     """Reference over candidate of one launch, by the minima of its bursts, which have to be there."""
     return launch_ratio(_positive(launch.reference.burst_min_ns), _positive(launch.result.burst_min_ns))
 

@@ -35,7 +35,7 @@ from agent.bench.site import Site
 from agent.runner.process import RunnerProcess
 from edgefarm.digest import digest_file
 from edgefarm.model import Artifact, Candidate, Contender, ContenderResult, FileEntry, LatencyResult, LatencyWork, Limits, Scenario
-from edgefarm.statistics import Interval, Relation, burst_ratios, launch_ratio, mean_interval, relation
+from edgefarm.statistics import Interval, LaunchRatio, Relation, burst_ratios, launch_ratio, mean_interval, relation
 from edgefarm.statistics.sequential import FIRST_LOOK
 from edgefarm.tensors import pack
 from tests import zoo
@@ -45,9 +45,9 @@ _ROOT = Path(__file__).parents[2]
 TARGET_NS = 1_000_000
 BURSTS, BURST_NS, LEAST = 80, 4_000_000, 3  # four or five inferences in a burst; many, since a launch's spread is within it
 LOAD = """
-import random, sys, time
-chance = random.Random(int(sys.argv[1]))
-while True:
+import os, random, sys, time
+chance, parent = random.Random(int(sys.argv[1])), os.getppid()
+while os.getppid() == parent:
     end = time.perf_counter() + chance.uniform(0.05, 1.0)
     while time.perf_counter() < end:
         pass
@@ -65,12 +65,12 @@ class Launch(NamedTuple):
     value_min_ns: tuple[int, ...]
 
     @property
-    def by_medians(self) -> float:
+    def by_medians(self) -> LaunchRatio:
         """Reference over value."""
         return launch_ratio(self.reference_ns, self.value_ns)
 
     @property
-    def by_minima(self) -> float:
+    def by_minima(self) -> LaunchRatio:
         """Reference over value."""
         return launch_ratio(self.reference_min_ns, self.value_min_ns)
 
@@ -197,7 +197,7 @@ def progress(text: str) -> None:
 
 def _spreads(done: Sequence[Comparison], by: str) -> dict[str, float]:
     """Median over comparisons of the standard deviation of a launch's log ratio, in percent."""
-    spreads = {id(c): statistics.stdev(math.log(getattr(x, by)) for x in c.launches) for c in done}
+    spreads = {id(c): statistics.stdev(math.log(getattr(x, by).value) for x in c.launches) for c in done}
     found = {name: [spreads[id(c)] for c in done if c.loaded is on] for name, on in (("alone", False), ("loaded", True))}
     return {name: round(100 * statistics.median(values), 3) for name, values in found.items() if values}
 

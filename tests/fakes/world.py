@@ -46,12 +46,13 @@ class Truth:
     size: int = 1000
     memory: int = 10 * 2**20
     failure: FailureKind | None = None
+    form: str = ""
 
 
 def entry(truth: Truth, baseline: bool = False) -> Entry:
     digest = f"sha256:{truth.name:0>64.64}"
     artifact = Artifact(digest, truth.size, "onnx", (FileEntry("model.onnx", digest, truth.size),))
-    return Entry(Candidate(artifact, "onnxruntime", {"threads": 1}), truth.name, baseline)
+    return Entry(Candidate(artifact, "onnxruntime", {"threads": 1}), truth.name, baseline, form=truth.form)
 
 
 def make_group(truths: Sequence[Truth], **changes: object) -> Group:

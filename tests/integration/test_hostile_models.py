@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from agent.bench import site
+from agent.bench import session
 from agent.bench.latency import measure_latency
 from agent.bench.passes import measure_accuracy
 from agent.bench.site import Measured, Site
@@ -61,7 +61,7 @@ class Bench:
             self.pids.append(process.pid)
             return process
 
-        monkeypatch.setattr(site, "RunnerProcess", runner)
+        monkeypatch.setattr(session, "RunnerProcess", runner)
 
     def measure(self, runtime: str, path: Path, inputs: Path, limits: Limits = _LIMITS) -> Measured:
         """One short launch of the model alone."""

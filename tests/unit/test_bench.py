@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.bench import latency, site
+from agent.bench import latency, session
 from agent.bench.latency import measure_latency
 from agent.bench.memory import measure_memory
 from agent.bench.passes import measure_accuracy
@@ -125,7 +125,7 @@ class FakeRunner:
 @pytest.fixture
 def runners(monkeypatch: pytest.MonkeyPatch) -> FakeRunners:
     fake = FakeRunners()
-    monkeypatch.setattr(site, "RunnerProcess", fake)
+    monkeypatch.setattr(session, "RunnerProcess", fake)
     return fake
 
 

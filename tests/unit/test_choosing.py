@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from controller.evidence import COMPARE, CONFIRM, CONTROL, SCREEN, Evidence, Group, Launch, fold
 from controller.limits import broken, energy_uj, unproved
-from controller.selection import NOISE_FLOOR, choose, hopeful, noise_floor, too_slow
+from controller.screening import NOISE_FLOOR
+from controller.selection import choose, hopeful, noise_floor, too_slow
 from edgefarm.model import (
     Attempt,
     Conditions,

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from controller.evidence import COMPARE, CONTROL, Evidence, stage_of
 from controller.planner import finalists, next_step
-from controller.racing import CONTENDERS, ERROR_RATE, FIELD, FINALISTS, LAUNCHES, ROUND, ahead, close, stand
+from controller.racing import CONTENDERS, ERROR_RATE, FIELD, FINALISTS, LAUNCHES, ROUND, ahead, stand
+from controller.screening import close
 from controller.selection import choose
 from edgefarm.model import Attempt, Failure, FailureKind, LatencyResult, LatencyWork, Order, OrderState, OrderStatus, Outcome, Scenario
 from tests.fakes.world import FakeWorld, Truth, entry, make_group
@@ -284,3 +285,49 @@ def _loading(outcome: Outcome, slow: str) -> Outcome:
     """Everything loads in .9 ms, one in 1.1 ms."""
     assert isinstance(outcome, LatencyResult)
     return replace(outcome, contenders=tuple(replace(c, load_ns=1_100_000 if c.key == slow else 900_000) for c in outcome.contenders))
+
+
+def test_of_candidates_that_take_the_same_time_the_most_accurate_runs_alone() -> None:
+    accuracies = (0.915, 0.918, 0.912)
+    truths = (BASE, *(Truth(f"v{i}", 400_000, accuracy, form="static") for i, accuracy in enumerate(accuracies)))
+    world, group = FakeWorld(truths, noise=0.003), make_group(truths)
+    evidence = world.run(group)
+    assert set(evidence.launches) == {entry(truths[0]).key, entry(truths[2]).key}
+    assert len(evidence.accuracy) == len(truths), "whichever of them runs, the accuracy of each has to be known first"
+    choice = choose(group, evidence, "d1")
+    assert choice.winner == group.entries[2]
+    assert "v1 has the same operators and shapes" in choice.judgement(entry(truths[1]).key).rejected
+    without = [replace(t, form="") for t in truths]
+    assert world_launches(without) > world_launches(truths)
+
+
+def world_launches(truths: Sequence[Truth]) -> int:
+    evidence = FakeWorld(truths, noise=0.003).run(make_group(truths))
+    return sum(len(found) for found in evidence.launches.values())
+
+
+def test_what_breaks_a_limit_or_fails_leaves_its_place_to_one_that_takes_the_same_time() -> None:
+    truths = (BASE, Truth("lost", 400_000, 0.5, form="static"), Truth("kept", 402_000, 0.919, form="static"))
+    world, group = FakeWorld(truths, noise=0.003), make_group(truths)
+    assert choose(group, world.run(group), "d1").winner == group.entries[2]
+    failing = [BASE, Truth("best", 400_000, 0.92, form="static"), Truth("next", 402_000, 0.919, form="static")]
+    world, group = FakeWorld(failing, noise=0.003), make_group(failing)
+    failed = entry(failing[1]).key
+
+    def fails_from_now_on(evidence: Evidence) -> None:
+        if failed in evidence.accuracy and world.truth(failed).failure is None:
+            world.truths = [t if t.name != "best" else replace(t, failure=FailureKind.CRASH) for t in failing]
+            del world.__dict__["_by_key"]
+
+    evidence = world.run(group, fails_from_now_on)
+    assert failed in evidence.failures
+    assert choose(group, evidence, "d1").winner == group.entries[2]
+
+
+def test_a_screening_that_tells_them_apart_is_believed_before_their_form() -> None:
+    truths = (BASE, Truth("a", 400_000, 0.92, form="static"), Truth("b", 480_000, 0.92, form="static"))
+    bursts = (100_000.0,) * 5
+    world, group = FakeWorld(truths, noise=0.003, bursts=bursts), make_group(truths)
+    evidence = world.run(group)
+    assert choose(group, evidence, "d1").winner == group.entries[1]
+    assert "behind those that were compared" in choose(group, evidence, "d1").judgement(entry(truths[2]).key).rejected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
+import random
 import threading
 from typing import Any
 
@@ -145,6 +146,18 @@ def test_warm_up_ends_when_bursts_agree(clock: FakeClock) -> None:
     assert 20 <= timed.warmup_inferences < 110
 
 
+def test_warm_up_does_not_wait_for_an_end_of_others_load(clock: FakeClock) -> None:
+    chance = random.Random(1)
+
+    class Loaded(FakeModel):
+        def __call__(self, feeds: Feeds) -> None:
+            self._cost = chance.randint(1000, 2000)
+            super().__call__(feeds)
+
+    timed = run_launch({"a": Lane(Loaded(clock, [], "a", 0), _FEEDS)}, _plan(warmup_ns=2_000_000))["a"]
+    assert 3 <= timed.warmup_inferences < 400, "1,300 fill the whole time"
+
+
 def test_warm_up_is_bounded(clock: FakeClock) -> None:
     model = FakeModel(clock, [], "a", 100, slow=10**6)
     timed = run_launch({"a": Lane(model, _FEEDS)}, _plan(warmup_ns=1000))["a"]
@@ -171,7 +184,8 @@ def test_bursts_are_as_long_as_the_wait_for_threads_that_spin(clock: FakeClock) 
         return run_launch(lanes, _plan(bursts=40, burst_ns=4_000_000, warmup_ns=0))["a"].lengths
 
     assert bursts(0) == [40] * 40
-    assert bursts(10_000_000) == [100] * 16, "as much time, in as many bursts as waits of that length allow"
+    assert bursts(2_000_000) == [80] * 20, "as much time, in bursts of four times the wait"
+    assert bursts(10_000_000) == [200] * 8, "as much time, in as few bursts as there may be"
     assert bursts(70_000_000) == [400] * 4
 
 

@@ -35,7 +35,7 @@ def test_a_hierarchical_ratio_covers_the_true_one(count: int, between: float, wi
         before, after = launches(rng, count, between, within, 1.02)
         interval = hierarchical_ratio(before, after, seed=run, draws=60)
         covered += interval.low <= 1.02 <= interval.high
-        ratios = [launch_ratio([median(b) for b in one], [median(b) for b in other]) for one, other in zip(before, after)]
+        ratios = [launch_ratio([median(b) for b in one], [median(b) for b in other]).value for one, other in zip(before, after)]
         single = ratio_interval(ratios, [1.0] * count)
         assert interval.value == pytest.approx(single.value)
         wider.append((interval.high - interval.low) / (single.high - single.low))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgefarm.statistics import (
     Interval,
+    LaunchRatio,
     Relation,
     anytime_interval,
     anytime_ratio,
@@ -66,7 +68,7 @@ def decided(mean: float, deviation: float, seed: int, draw: Callable[[random.Ran
         found = Relation.INCONCLUSIVE
         while found is Relation.INCONCLUSIVE and len(values) < PLANNED:
             values.append(math.exp(mean + deviation * draw(rng)))
-            found = relation(anytime_ratio(values, [1.0] * len(values)), 0.005)
+            found = relation(anytime_ratio([LaunchRatio(v) for v in values]), 0.005)
         said[found] += 1
         launches += len(values)
     return said, launches / runs
@@ -97,6 +99,51 @@ def test_the_interval_holds_its_estimate_and_is_wider_than_for_one_look(values: 
     if interval.known:
         single = mean_interval(values[: interval.n])
         assert interval.high - interval.low >= single.high - single.low
+
+
+def uneven(seed: int, guessed: float = 0.0) -> list[tuple[list[float], list[float]]]:
+    """Comparisons of equal copies in percent whose launches are disturbed by turns: values, and what is held to be their errors.
+
+    `guessed`: how wrong the errors are, as the standard deviation of their logarithm.
+    """
+    rng, found = random.Random(seed), []
+    for _ in range(RUNS):
+        errors = [0.002 * math.exp(abs(rng.gauss(0, 1))) for _ in range(PLANNED)]
+        values = [rng.gauss(0, math.hypot(error, 0.002)) for error in errors]
+        found.append((values, [error * math.exp(rng.gauss(0, guessed)) for error in errors]))
+    return found
+
+
+@pytest.mark.parametrize("guessed", [0.0, 0.3])
+def test_launches_that_count_by_their_errors_are_as_seldom_wrong(guessed: float) -> None:
+    wrong = 0
+    for values, errors in uneven(13, guessed):
+        looks = (anytime_interval(values[:n], errors=errors[:n]) for n in range(FIRST_LOOK, PLANNED + 1))
+        wrong += any(not look.low <= 0 <= look.high for look in looks)
+    assert wrong / RUNS < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / RUNS)
+
+
+def test_a_disturbed_launch_costs_little_where_its_error_is_known() -> None:
+    found = [(anytime_interval(values, errors=errors), anytime_interval(values)) for values, errors in uneven(14)]
+    assert statistics.median((a.high - a.low) / (b.high - b.low) for a, b in found) < 0.85
+    one = anytime_interval([0.01, 0.011, 0.009, 0.0105, -0.2], errors=[0.001, 0.001, 0.001, 0.001, 0.3])
+    assert one.low > 0
+    assert one.value == pytest.approx(0.0101, abs=5e-4)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.floats(0.0, 1.0))
+def test_equal_errors_change_nothing(values: list[float], error: float) -> None:
+    plain, weighted = anytime_interval(values), anytime_interval(values, errors=[error] * len(values))
+    assert weighted.value == pytest.approx(plain.value, abs=1e-9)
+    assert (weighted.low, weighted.high) == (pytest.approx(plain.low, abs=1e-9), pytest.approx(plain.high, abs=1e-9))
+
+
+def test_the_error_of_a_launch_is_the_spread_of_its_ratio_over_launches() -> None:
+    """Rounds that differ by 4 % each: what one launch says of its error is what many launches show."""
+    rng = random.Random(4)
+    launches = [launch_ratio([math.exp(rng.gauss(0, 0.04)) for _ in range(64)], [1.0] * 64) for _ in range(600)]
+    shown = statistics.stdev(math.log(x.value) for x in launches)
+    assert statistics.median(x.error for x in launches) == pytest.approx(shown, rel=0.1)
 
 
 def test_more_launches_than_planned_narrow_it_when_they_have_doubled() -> None:
@@ -136,16 +183,17 @@ def test_a_relation_is_said_only_where_the_whole_interval_agrees(low: float, hig
 def test_a_launch_ratio_scales_and_inverts(bursts: list[tuple[float, float]], factor: float) -> None:
     before, after = [b for b, _ in bursts], [a for _, a in bursts]
     ratio = launch_ratio(before, after)
-    assert launch_ratio([b * factor for b in before], after) == pytest.approx(ratio * factor)
-    assert launch_ratio(after, before) == pytest.approx(1 / ratio)
+    scaled, turned = launch_ratio([b * factor for b in before], after), launch_ratio(after, before)
+    assert (scaled.value, turned.value) == (pytest.approx(ratio.value * factor), pytest.approx(1 / ratio.value))
+    assert (scaled.error, turned.error) == (pytest.approx(ratio.error, abs=1e-9), pytest.approx(ratio.error, abs=1e-9))
 
 
 def test_what_hits_single_bursts_does_not_move_a_launch_ratio() -> None:
     level = [1e6 * (1 + 0.5 * math.sin(i)) for i in range(40)]
     slower = [ns * 1.01 for ns in level]
-    assert launch_ratio(level, slower) == pytest.approx(1 / 1.01)
+    assert launch_ratio(level, slower).value == pytest.approx(1 / 1.01)
     hit = [ns * (30 if i % 7 == 0 else 1) for i, ns in enumerate(slower)]
-    assert launch_ratio(level, hit) == pytest.approx(1 / 1.01)
+    assert launch_ratio(level, hit).value == pytest.approx(1 / 1.01)
 
 
 @settings(deadline=None)
@@ -155,7 +203,7 @@ def test_an_interquartile_mean_lies_within_the_values(values: list[float]) -> No
 
 
 @pytest.mark.parametrize("call", [
-    lambda: anytime_interval([]), lambda: anytime_interval([0.1], planned=2), lambda: anytime_ratio([1.0], []),
+    lambda: anytime_interval([]), lambda: anytime_interval([0.1], planned=2), lambda: anytime_interval([0.1, 0.2], errors=[0.1]),
     lambda: relation(Interval(1, 1, 1, 3), -0.1), lambda: launch_ratio([1.0], [1.0, 2.0]), lambda: launch_ratio([], []),
 ])  # fmt: skip
 def test_what_has_no_answer_raises(call: Callable[[], object]) -> None:

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgefarm.statistics import BurstRatios, Interval, Relation, burst_ratios, launch_ratio, relation
+from edgefarm.statistics import BurstRatios, Interval, LaunchRatio, Relation, burst_ratios, launch_ratio, relation
 from edgefarm.statistics.sequential import PLANNED
 
 BURSTS, INFERENCES, COMPARISONS = 40, 5, 200
-ratios = st.lists(st.floats(0.5, 2.0), min_size=1, max_size=30)
+launch = st.builds(LaunchRatio, st.floats(0.5, 2.0), st.floats(0.0, 0.5))
+ratios = st.lists(launch, min_size=1, max_size=30)
 
 
 def side(rng: np.random.Generator, slower: float, jitter: float) -> NDArray[np.float64]:
@@ -74,20 +75,21 @@ def test_a_difference_that_is_not_yet_sure_is_never_called_the_same_more_often_t
         shared = rng.normal(0, 1, PLANNED)
         minima = np.exp(0.004 * shared)
         medians = np.exp(0.0065 * (0.7 * shared + math.sqrt(0.51) * rng.normal(0, 1, PLANNED)) - typical)
-        looks = (burst_ratios(medians[:n].tolist(), minima[:n].tolist()).deciding for n in (4, 8, 12))
+        both = [[LaunchRatio(float(v)) for v in values] for values in (medians, minima)]
+        looks = (burst_ratios(*(values[:n] for values in both)).deciding for n in (4, 8, 12))
         said = (relation(look, 0.01) for look in looks)
         same += next((s for s in said if s is not Relation.INCONCLUSIVE), None) is Relation.SAME
     assert same <= 0.05 * runs if typical else same >= 0.95 * runs
 
 
 def test_without_minima_medians_decide() -> None:
-    found = burst_ratios([1.1, 1.2, 1.15], [])
+    found = burst_ratios([LaunchRatio(value) for value in (1.1, 1.2, 1.15)], [])
     assert (found.deciding, found.minima_decide, found.differ) == (found.by_medians, False, False)
 
 
 @given(ratios, st.data())
-def test_the_answer_holds_the_typical_estimate_and_is_one_of_both(medians: list[float], data: st.DataObject) -> None:
-    minima = data.draw(st.lists(st.floats(0.5, 2.0), min_size=len(medians), max_size=len(medians)))
+def test_the_answer_holds_the_typical_estimate_and_is_one_of_both(medians: list[LaunchRatio], data: st.DataObject) -> None:
+    minima = data.draw(st.lists(launch, min_size=len(medians), max_size=len(medians)))
     found = burst_ratios(medians, minima)
     assert found.by_minima is not None
     assert found.deciding.low <= found.by_medians.value <= found.deciding.high
@@ -100,7 +102,7 @@ def test_the_answer_holds_the_typical_estimate_and_is_one_of_both(medians: list[
 
 
 @given(ratios.filter(lambda values: len(values) > 2))
-def test_equal_estimates_never_differ(medians: list[float]) -> None:
+def test_equal_estimates_never_differ(medians: list[LaunchRatio]) -> None:
     assert not burst_ratios(medians, medians).differ
 
 

@@ -10,7 +10,7 @@ from edgefarm.statistics.intervals import (
     resolvable_difference,
     samples_to_resolve,
 )
-from edgefarm.statistics.pairing import interquartile_mean, launch_ratio
+from edgefarm.statistics.pairing import LaunchRatio, interquartile_mean, launch_ratio
 from edgefarm.statistics.percentiles import percentile_floor, quantile, quantile_interval
 from edgefarm.statistics.resampling import bootstrap_interval, hierarchical_ratio
 from edgefarm.statistics.sequential import Relation, anytime_interval, anytime_ratio, relation
@@ -19,6 +19,7 @@ from edgefarm.statistics.undisturbed import BurstRatios, burst_ratios
 __all__ = [
     "BurstRatios",
     "Interval",
+    "LaunchRatio",
     "Relation",
     "anytime_interval",
     "anytime_ratio",

@@ -7,10 +7,12 @@ contender itself is slow in most of its inferences and not in all, the minima mi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgefarm.statistics.intervals import Interval
+from edgefarm.statistics.pairing import LaunchRatio
 from edgefarm.statistics.sequential import PLANNED, anytime_ratio
 
 
@@ -48,17 +50,21 @@ class BurstRatios:
         return replace(self.by_minima, low=min(self.by_minima.low, typical), high=max(self.by_minima.high, typical))
 
 
-def burst_ratios(medians: Sequence[float], minima: Sequence[float], confidence: float = 0.95, planned: int = PLANNED) -> BurstRatios:
+def burst_ratios(
+    medians: Sequence[LaunchRatio], minima: Sequence[LaunchRatio], confidence: float = 0.95, planned: int = PLANNED
+) -> BurstRatios:
     """Both intervals, and the one of their difference, each as `anytime_ratio` makes it.
 
     Args:
-        medians: by launch, in the order in which they were taken: reference/value by medians of bursts, see `launch_ratio`.
+        medians: by launch, in the order in which they were taken, by medians of bursts, see `launch_ratio`.
         minima: the same by minima of bursts; empty if any launch has none.
         confidence: of each of the three.
         planned: as in `anytime_interval`.
     """
-    ones = [1.0] * len(medians)
-    typical = anytime_ratio(medians, ones, confidence, planned)
+    typical = anytime_ratio(medians, confidence, planned)
     if not minima:
         return BurstRatios(typical)
-    return BurstRatios(typical, anytime_ratio(minima, ones, confidence, planned), anytime_ratio(medians, minima, confidence, planned))
+    if len(minima) != len(medians):
+        raise ValueError("each launch has both or none")
+    apart = [LaunchRatio(a.value / b.value, math.hypot(a.error, b.error)) for a, b in zip(medians, minima)]
+    return BurstRatios(typical, anytime_ratio(minima, confidence, planned), anytime_ratio(apart, confidence, planned))
