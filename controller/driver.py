@@ -28,8 +28,8 @@ from controller.workload import Workload
 from edgefarm.digest import canonical_json
 from edgefarm.errors import DeviceLost, EdgefarmError, Inconclusive, NoFeasible, RolledBack
 from edgefarm.model import Deployment, DeploymentState, DeploymentStatus, DeviceStatus, Run
-from optimizer.auto import TRAINED
-from optimizer.passes import load_pass, missing_tools
+from optimizer.auto import CONVERTED, TRAINED
+from optimizer.passes import load_pass, missing_tools, remedy
 
 UNTIL = ("optimize", "measure", "select", "rollout")
 _ACTIVATION_S = 300.0
@@ -297,10 +297,21 @@ class Driver:
             notes.append("without data.calibration no static quantisation was tried")
         if self._workload.train is not None and (missing := missing_tools(load_pass(TRAINED))):
             notes.append(f"data.train was not used: training needs {' and '.join(missing)}: pip install 'edgefarm[torch]'")
+        notes += self._without_tflite(made)
         used = {b.artifact.format for b in made.builds}
         notes += [f"{a.path.name} was left out: no device runs {a.signature.format}" for a in self._workload.alternatives
                   if a.signature.format not in used]  # fmt: skip
         return notes + made.notes
+
+    def _without_tflite(self, made: Made) -> list[str]:
+        """What a device that runs TFLite files would need to be given any."""
+        formats = self._formats() or frozenset()
+        given = {b.artifact.format for b in made.builds}
+        auto = self._fleet.file.optimize.recipes == "auto"
+        if not auto or self._workload.source.signature.format != "onnx" or "tflite" not in formats - given:
+            return []
+        used = load_pass(CONVERTED)
+        return [f"no variant is a TFLite file, which some devices run: {remedy(used)}"] if missing_tools(used) else []
 
 
 def _undecided(choice: Choice) -> Choice:

@@ -7,7 +7,7 @@ convolutions); measurements on x86 with and without VNNI (unsigned activations f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from edgefarm.model import Scalar
@@ -19,7 +19,7 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _ALSO_INTEGER = ("Add", "Mul", "Sigmoid", "Softmax", "Concat", "GlobalAveragePool", "AveragePool", "Resize", "LeakyRelu")
 _FLOATS = ("float32", "float64")
 _RATIOS = (0.5, 0.3, 0.7)  # of channels to take out: the one that pays most where it holds, then a safer one, then a bolder one
-TRAINED = "prune_structured"
+TRAINED, CONVERTED = "prune_structured", "to_tflite"
 _SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 60_000, 3, 30  # samples that a pruned network sees while it recovers
 
 Parameters = Mapping[str, Scalar]
@@ -62,24 +62,40 @@ def weighted_layers(signature: Signature) -> int:
     return facts.convolutions + facts.products
 
 
-def drafts(signature: Signature, has_calibration: bool, train: int = 0, *, alternative: bool = False) -> list[Draft]:
+def drafts(
+    signature: Signature, has_calibration: bool, train: int = 0, *, alternative: bool = False, others: Collection[str] = ()
+) -> list[Draft]:
     """The sequence of drafts for a model; without calibration samples those that need none, without samples to train with none that trains.
 
     Those that train come last: they take minutes where others take seconds. `train`: number of samples to train with.
 
-    `alternative`: the model is the user's own conversion of the source, so it is not converted once more.
+    `alternative`: the model is the user's own conversion of the source, so it is not converted once more. `others`: formats of such files
+    where this is the source itself, to which it is not converted then.
     """
     by_format = {"onnx": _onnx, "tflite": _tflite}
     facts = _Facts.of(signature)
     found = list(by_format[signature.format](signature, has_calibration)) if signature.format in by_format else []
     if not alternative and signature.format != "openvino":
         found += _openvino(facts)
+    lite = signature.format == "onnx" and not missing_tools(load_pass(CONVERTED))
+    if lite and "tflite" not in others:
+        found += _as_tflite(facts, has_calibration)
     if train and signature.format == "onnx" and not missing_tools(load_pass(TRAINED)):
-        found += _pruned(facts, has_calibration, train)
+        found += _pruned(facts, has_calibration, train, lite=lite)
     return found
 
 
-def _pruned(facts: _Facts, has_calibration: bool, train: int) -> Iterator[Draft]:
+def _as_tflite(facts: _Facts, has_calibration: bool) -> Iterator[Draft]:
+    """The source as TFLite, and what one would try on a TFLite file."""
+    if facts.quantised or facts.half:
+        return
+    first: tuple[tuple[str, Parameters], ...] = (("graph", {}), (CONVERTED, {}))
+    yield Draft("tflite", first)
+    for draft in _tflite_integers(has_calibration):
+        yield Draft(draft.name, (*first, *draft.steps))
+
+
+def _pruned(facts: _Facts, has_calibration: bool, train: int, *, lite: bool) -> Iterator[Draft]:
     """Smaller networks, trained towards the source, then as integers like it. Few samples are seen more often."""
     epochs = float(min(max(math.ceil(_SEEN / train), _LEAST_EPOCHS), _MOST_EPOCHS))
     if facts.quantised or facts.half or not facts.convolutions + facts.products:
@@ -90,6 +106,8 @@ def _pruned(facts: _Facts, has_calibration: bool, train: int) -> Iterator[Draft]
             yield Draft(f"pruned{ratio * 100:.0f}-int8", (*steps, ("quantize_static", {"per_channel": True})))
             yield Draft(f"pruned{ratio * 100:.0f}-int7", (*steps, ("quantize_static", {"per_channel": True, "reduce_range": True})))
         yield Draft(f"pruned{ratio * 100:.0f}", steps)
+        if lite and has_calibration:
+            yield Draft(f"pruned{ratio * 100:.0f}-tflite-int8", (*steps, (CONVERTED, {}), ("quantize_tflite", {})))
 
 
 def _onnx(signature: Signature, has_calibration: bool) -> Iterator[Draft]:
@@ -103,8 +121,11 @@ def _onnx(signature: Signature, has_calibration: bool) -> Iterator[Draft]:
 
 def _tflite(signature: Signature, has_calibration: bool) -> Iterator[Draft]:
     """Static integers are the fastest by far where their accuracy holds; dynamic ones are slow on depthwise convolutions."""
-    if signature.integers:
-        return
+    if not signature.integers:
+        yield from _tflite_integers(has_calibration)
+
+
+def _tflite_integers(has_calibration: bool) -> Iterator[Draft]:
     if has_calibration:
         yield Draft("tflite-int8-static", (("quantize_tflite", {}),))
         yield Draft("tflite-int8-average", (("quantize_tflite", {"calibration": "average"}),))

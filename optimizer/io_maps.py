@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgefarm.mapping import decoder, encoder, lost
+from edgefarm.mapping import decoder, encoder, holds, lost
 from edgefarm.model import FailureKind, Io, TensorMap
 from edgefarm.tensors import Tensor
 from optimizer.dataset import Dataset
@@ -47,7 +47,7 @@ def _chain_one(first: TensorMap, second: TensorMap) -> TensorMap:
 
 
 def by_order(before: Signature, after: Signature) -> Io | None:
-    """The mapping of tensors that a converter renamed at most, and kept in their order; None where it kept the names too.
+    """The mapping of tensors that a converter renamed, or gave another type, and kept in their order; None where it kept all of it.
 
     Raises PassFailure(IO_CHANGED) where their number changed.
     """
@@ -56,9 +56,15 @@ def by_order(before: Signature, after: Signature) -> Io | None:
         if len(old) != len(new):
             raise PassFailure(FailureKind.IO_CHANGED, f"{[s.name for s in old]} became {[s.name for s in new]}")
         same = {s.name for s in old} == {s.name for s in new}
-        sides.append(tuple(TensorMap(a.name, a.name if same else b.name) for a, b in zip(old, new)))
+        pairs = [(a, next(s for s in new if s.name == a.name) if same else b) for a, b in zip(old, new)]
+        sides.append(tuple(TensorMap(a.name, b.name, dtype=a.dtype if _held(a.dtype, b.dtype) else "") for a, b in pairs))
     io = Io(*sides)
     return None if is_plain(io) else io
+
+
+def _held(dtype: str, other: str) -> bool:
+    """Whether a tensor's type is another one now that may hold its numbers."""
+    return dtype != other and holds(dtype, other)
 
 
 def is_plain(io: Io) -> bool:

@@ -15,13 +15,14 @@ from typing import Union
 from edgefarm import hostlock
 from edgefarm.errors import StorageError
 from edgefarm.model import Artifact, Failure, FailureKind, Io, Scalar, Stage
+from optimizer import toolchains
 from optimizer.cache import Cache, Entry, Key
 from optimizer.checks import VERSION as CHECKS_VERSION
 from optimizer.dataset import Dataset
 from optimizer.forked import Forks
 from optimizer.io_maps import as_json, chain, from_json
 from optimizer.lineage import LineageStep
-from optimizer.passes import PASSES, Pass, load_pass, missing_tools
+from optimizer.passes import PASSES, Pass, load_pass, missing_tools, remedy
 from optimizer.process import PROGRESS, PassReply, PassRequest, run_pass
 from optimizer.recipe import Plan, Step, parameters_in_full
 from optimizer.source import Source
@@ -243,7 +244,7 @@ class _Run:
             step = course.plan.steps[course.at]
             used = load_pass(step.pass_name)
             if missing_tools(used):
-                course.failure = Failure(FailureKind.LOAD, f"{used.name} needs: pip install 'edgefarm[{used.extra}]'", Stage.OPTIMIZE)
+                course.failure = Failure(FailureKind.LOAD, f"{used.name} needs: {remedy(used)}", Stage.OPTIMIZE)
                 return
             key = self._key(course, step, used)
             if key.digest in self.entries:
@@ -268,7 +269,7 @@ class _Run:
             parent=course.artifact.digest,
             calibration=self.calibration.digest if self.calibration and _calibrates(used, step.parameters) else "",
             probe=self.probe.digest if self.probe else "",
-            tools=tool_versions(used.tools),
+            tools=toolchains.versions(used.toolchain, used.tools) if used.toolchain else tool_versions(used.tools),
             seed=self.pipeline._seed,
             io=as_json(course.io) or {},
             train=f"{self.train.digest} {self.source.artifact.digest}" if self.train and _trains(used, step.parameters) else "",
@@ -293,6 +294,7 @@ class _Run:
             train=str(cache.data(train, targets=True)) if train else "",
             origin=str(self.source.path.absolute()) if train else "",
             checkpoints=str(cache.checkpoints(key)) if train else "",
+            interpreter=str(toolchains.interpreter(used.toolchain)) if used.toolchain else "",
         )
         self.on_event(Event("started", course.plan.name, key.pass_name))
         self.running[self.submit(request)] = (key, course, request)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from edgefarm.digest import atomic_write, canonical_json
 from edgefarm.model import FailureKind, Scalar
 from optimizer import threads
+from optimizer.toolchains.child import command as toolchain_command
 
 PHASE = "phase"
 PROGRESS = "progress"
@@ -43,6 +44,7 @@ class PassRequest:
         train: a file of samples with targets, empty = none.
         origin: main file of the model as the user gave it, empty = not told.
         checkpoints: a folder that outlives the process, empty = none.
+        interpreter: the Python of a toolchain, empty = the command's own.
     """
 
     pass_path: str
@@ -60,6 +62,7 @@ class PassRequest:
     train: str = ""
     origin: str = ""
     checkpoints: str = ""
+    interpreter: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,14 @@ def run_pass(request: PassRequest, start: Callable[[Path], Child] | None = None)
     """Runs one pass in a process of its own and waits for it. Never raises for what the pass does.
 
     Args:
-        start: starts the process for a folder that holds REQUEST; by default a new interpreter.
+        start: starts the process for a folder that holds REQUEST; by default, and where the request names an interpreter, a new one.
     """
     work = Path(request.work_dir)
     work.mkdir(parents=True)
     atomic_write(work / REQUEST, canonical_json(asdict(request)))
     (work / PHASE).write_text("wait")
     started = time.monotonic()
-    child = (start or spawn)(work)
+    child = spawn(work, request.interpreter) if request.interpreter or start is None else start(work)
     try:
         stopped = _watch(child, request)
     finally:
@@ -127,12 +130,13 @@ def run_pass(request: PassRequest, start: Callable[[Path], Child] | None = None)
     return reply if reply.seconds else reply.took(time.monotonic() - started)
 
 
-def spawn(work: Path) -> Child:
-    """Starts the pass of the folder `work` in a new interpreter."""
+def spawn(work: Path, interpreter: str = "") -> Child:
+    """Starts the pass of the folder `work` in a new interpreter: that of a toolchain, or the command's."""
+    command = toolchain_command(interpreter, REQUEST) if interpreter else [sys.executable, "-m", "optimizer.pass_process", REQUEST]
     with (work / LOG).open("wb") as log:
         return _Spawned(
             subprocess.Popen(
-                [sys.executable, "-m", "optimizer.pass_process", REQUEST],
+                command,
                 cwd=work,
                 env=environment(),
                 stdin=subprocess.PIPE,

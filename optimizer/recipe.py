@@ -16,7 +16,7 @@ from edgefarm.digest import canonical_json
 from edgefarm.errors import UserError
 from edgefarm.model import Scalar
 from optimizer.auto import drafts
-from optimizer.passes import ALTERNATIVE, WRITABLE, Pass, load_pass, missing_tools
+from optimizer.passes import ALTERNATIVE, WRITABLE, Pass, load_pass, missing_tools, remedy
 from optimizer.source import Signature
 
 
@@ -132,7 +132,8 @@ def _auto(space: Space) -> Iterator[Plan]:
     starts: list[tuple[tuple[Step, ...], Signature]] = [((), space.source), *(((step,), s) for step, s in space.alternatives)]
     queues: dict[str, dict[str, Plan]] = {}
     for first, signature in starts:
-        for draft in drafts(signature, space.has_calibration, space.train, alternative=bool(first)):
+        others = frozenset(s.format for _, s in space.alternatives) if not first else frozenset[str]()
+        for draft in drafts(signature, space.has_calibration, space.train, alternative=bool(first), others=others):
             steps = tuple(_step(name, dict(parameters), "") for name, parameters in draft.steps)
             plan, written = Plan(draft.name, (*first, *steps)), _written(steps, signature.format)
             if space.runs(written):
@@ -182,7 +183,7 @@ def _pass(place: str, item: Mapping[str, Any]) -> Pass:
     except UserError as error:
         raise RecipeError(str(error), f"{place}.pass") from error
     if missing_tools(used):
-        raise RecipeError(f"{used.name} needs: pip install 'edgefarm[{used.extra}]'", f"{place}.pass")
+        raise RecipeError(f"{used.name} needs: {remedy(used)}", f"{place}.pass")
     return used
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import act, bench, compare, connect, deploy, doctor, later, look, members, rollback, serve
+from controller.cli import act, bench, compare, connect, deploy, doctor, later, look, members, rollback, serve, toolchain
 from edgefarm import __version__
 
 app = typer.Typer(
@@ -50,4 +50,5 @@ app.command("release")(act.release)
 app.add_typer(members.user, name="user")
 app.add_typer(members.token, name="token")
 app.add_typer(members.device, name="device")
+app.add_typer(toolchain.toolchain, name="toolchain")
 later.register(app)

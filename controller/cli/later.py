@@ -14,7 +14,6 @@ _VERBS = {
     "export": "the winners' files; 'report --format json' names them",
     "promote": "promote a canary",
     "pause": "pause a rollout",
-    "toolchain": "optional stacks of passes",
 }
 
 

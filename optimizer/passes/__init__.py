@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edgefarm.errors import UserError
 from edgefarm.model import FailureKind, Io
+from optimizer import toolchains
 
 if TYPE_CHECKING:
     from optimizer.dataset import Dataset
@@ -39,6 +40,7 @@ PASSES: Mapping[str, str] = {
     "prune_structured": "optimizer.passes.prune_structured:PruneStructured",
     "quantize_tflite": "optimizer.passes.quantize_tflite:QuantizeTflite",
     "to_openvino": "optimizer.passes.to_openvino:ToOpenVino",
+    "to_tflite": "optimizer.passes.to_tflite:ToTflite",
 }
 
 WRITABLE = tuple(name for name in PASSES if name != ALTERNATIVE)  # what recipes may name
@@ -115,7 +117,8 @@ class Pass(Protocol):
         version: raised when equal input gives other output; part of the cache key.
         formats: formats it reads.
         writes: the format that it writes, empty = the one that it read.
-        extra: installs its libraries.
+        extra: installs its libraries beside the command.
+        toolchain: in whose environment it runs (`optimizer.toolchains`); empty = in the command's own.
         tools: distributions whose versions are part of the cache key and of the lineage.
         parameters: model of its parameters, all with defaults.
         evidence: what proves a change (see `optimizer.checks`): integer, float16, structure or format.
@@ -128,6 +131,7 @@ class Pass(Protocol):
     formats: ClassVar[tuple[str, ...]]
     writes: ClassVar[str]
     extra: ClassVar[str]
+    toolchain: ClassVar[str]
     tools: ClassVar[tuple[str, ...]]
     parameters: ClassVar[type[PassParameters]]
     evidence: ClassVar[str]
@@ -164,7 +168,15 @@ def load_path(dotted: str) -> Pass:
 
 def missing_tools(used: Pass) -> list[str]:
     """Distributions that a pass needs and this machine lacks; nothing is imported."""
+    if used.toolchain:
+        found = toolchains.versions(used.toolchain, used.tools)
+        return [name for name in used.tools if name not in found]
     return [name for name in used.tools if not _is_installed(name)]
+
+
+def remedy(used: Pass) -> str:
+    """What installs the libraries of a pass."""
+    return f"controller toolchain install {used.toolchain}" if used.toolchain else f"pip install 'edgefarm[{used.extra}]'"
 
 
 def _is_installed(distribution: str) -> bool:

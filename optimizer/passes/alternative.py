@@ -32,6 +32,7 @@ class AlternativePass:
     formats: ClassVar[tuple[str, ...]] = ("onnx", "tflite", "openvino")
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     parameters: ClassVar[type[PassParameters]] = AlternativeParameters
     evidence: ClassVar[str] = "format"

@@ -48,6 +48,7 @@ class CodebookPass:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim", "numpy")
     parameters: ClassVar[type[PassParameters]] = CodebookParameters
     evidence: ClassVar[str] = "integer"

@@ -25,6 +25,7 @@ class ConvertFloat16:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     parameters: ClassVar[type[PassParameters]] = Float16Parameters
     evidence: ClassVar[str] = "float16"

@@ -41,6 +41,7 @@ class Distill:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy")
     parameters: ClassVar[type[DistillParameters]] = DistillParameters
     evidence: ClassVar[str] = "structure"

@@ -63,6 +63,7 @@ class Equalize:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     parameters: ClassVar[type[PassParameters]] = EqualizeParameters
     evidence: ClassVar[str] = "structure"

@@ -29,6 +29,7 @@ class Graph:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim")
     parameters: ClassVar[type[PassParameters]] = GraphParameters
     evidence: ClassVar[str] = "structure"

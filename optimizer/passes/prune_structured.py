@@ -38,6 +38,7 @@ class PruneStructured:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy")
     parameters: ClassVar[type[PruneStructuredParameters]] = PruneStructuredParameters
     evidence: ClassVar[str] = "structure"

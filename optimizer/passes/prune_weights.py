@@ -45,6 +45,7 @@ class PruneWeights:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxruntime", "numpy")
     parameters: ClassVar[type[PruneWeightsParameters]] = PruneWeightsParameters
     evidence: ClassVar[str] = "structure"

@@ -36,6 +36,7 @@ class QuantizeAware:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxruntime", "numpy")
     parameters: ClassVar[type[QuantizeAwareParameters]] = QuantizeAwareParameters
     evidence: ClassVar[str] = "structure"

@@ -28,6 +28,7 @@ class QuantizeDynamic:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim")
     parameters: ClassVar[type[PassParameters]] = DynamicParameters
     evidence: ClassVar[str] = "integer"

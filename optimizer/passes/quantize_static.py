@@ -70,6 +70,7 @@ class QuantizeStatic:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim", "numpy")
     parameters: ClassVar[type[PassParameters]] = StaticParameters
     evidence: ClassVar[str] = "integer"

@@ -67,6 +67,7 @@ class QuantizeTflite:
     formats: ClassVar[tuple[str, ...]] = ("tflite",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "quantizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert", "numpy")
     parameters: ClassVar[type[PassParameters]] = TfliteParameters
     evidence: ClassVar[str] = "integer"

@@ -61,6 +61,7 @@ class QuantizeWeights:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxslim", "onnx-ir", "numpy")
     parameters: ClassVar[type[PassParameters]] = WeightsParameters
     evidence: ClassVar[str] = "integer"

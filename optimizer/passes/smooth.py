@@ -61,6 +61,7 @@ class Smooth:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     parameters: ClassVar[type[PassParameters]] = SmoothParameters
     evidence: ClassVar[str] = "structure"

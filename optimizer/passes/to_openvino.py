@@ -28,6 +28,7 @@ class ToOpenVino:
     formats: ClassVar[tuple[str, ...]] = ("onnx", "tflite")
     writes: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("openvino",)
     parameters: ClassVar[type[PassParameters]] = OpenVinoParameters
     evidence: ClassVar[str] = "format"

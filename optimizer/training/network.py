@@ -263,7 +263,7 @@ class Network(nn.Module):
 
 def unsupported(what: str) -> PassFailure:
     """The failure for a graph that cannot be trained."""
-    return PassFailure(FailureKind.UNSUPPORTED_OP, f"training knows no {what}; give a model without it")
+    return PassFailure(FailureKind.UNSUPPORTED_OP, f"no form in torch is known of {what}; give a model without it")
 
 
 def _followed(given: list[int], result: list[int]) -> list[int]:

@@ -65,7 +65,7 @@ def test_verbs_of_later_are_listed_and_refuse_by_name(tmp_path: Path) -> None:
     for name in LATER:
         assert "Not available in this version" in lines[name]
     assert "Not available" not in lines["deploy"]
-    for words in (("export", "zoo@1", "--out", "x"), ("pause", "zoo"), ("toolchain", "list")):
+    for words in (("export", "zoo@1", "--out", "x"), ("pause", "zoo")):
         done = controller(*words, "--json", cwd=tmp_path)
         assert (done.code, done.document["error"]["code"], done.document["exit_code"]) == (2, "not-available", 2)
         assert f"controller {words[0]}: not available in this version" in done.document["error"]["message"]
