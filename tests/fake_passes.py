@@ -47,6 +47,7 @@ class FakePass:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     parameters: ClassVar[type[PassParameters]] = FakeParameters
     evidence: ClassVar[str] = "structure"

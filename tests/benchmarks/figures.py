@@ -19,6 +19,7 @@ from edgefarm.statistics import Interval, mean_interval
 _WIDE, _INK, _GREY, _GOOD, _BAD = 720, "#1b1f24", "#8a8a8a", "#1a7f37", "#bc4c00"
 _AXES = (2.0, 4.0, 10.0, 20.0, 40.0)  # percent, of the axis of differences; what reaches beyond is cut
 _SHOWN = 0.8  # of the intervals' ends, that the axis holds
+_ROWS = 40  # of a panel
 _LIMITS = {"hz350": 1.0, "hz10": 3.0, "hz1": 5.0}  # percent that energy may be wrong by, at each rate
 
 
@@ -44,7 +45,11 @@ def _last(path: Path) -> dict[str, Any]:
 
 
 def comparisons(kept: Sequence[Mapping[str, Any]]) -> str:
-    """One row per comparison: its interval, interleaved and in blocks. Left: two copies of one model; right: the second is slower."""
+    """One row per comparison: its interval, interleaved and in blocks. Left: two copies of one model; right: the second is slower.
+
+    Of many the first ones of each kind.
+    """
+    taken, kept = len(kept), [k for slow in (False, True) for k in [k for k in kept if bool(k["percent"]) is slow][:_ROWS]]
     panels = [("two copies of one model", [k for k in kept if not k["percent"]])]
     slower = [k for k in kept if k["percent"]]
     if slower:
@@ -53,7 +58,7 @@ def comparisons(kept: Sequence[Mapping[str, Any]]) -> str:
     high = top + step * max(len(rows) for _, rows in panels) + 40
     drawn = {id(k): (_ours(k), _percents(in_blocks(k["launches"]))) for k in kept}
     most = _axis([abs(end) for both in drawn.values() for ends in both if ends for end in ends])
-    parts = [_text(left, 20, f"{len(kept)} comparisons, one row each: 95 % intervals of the difference in percent", size=14)]
+    parts = [_text(left, 20, f"{len(kept)} of {taken} comparisons, one row each: 95 % intervals of the difference in percent", size=14)]
     parts.append(_text(left, 40, "fresh launches, interleaved bursts (dashed: too few launches to say)", colour=_GOOD))
     parts.append(_text(left + 400, 40, "the same data, block by block", colour=_BAD))
     for index, (title, rows) in enumerate(panels):

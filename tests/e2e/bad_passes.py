@@ -28,6 +28,7 @@ class FakeBadPass:
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "optimizer"
+    toolchain: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ("onnx",)
     parameters: ClassVar[type[PassParameters]] = FakeBadParameters
     evidence: ClassVar[str] = "structure"

@@ -143,7 +143,7 @@ def test_a_look_without_anything_good_costs_its_screening_only(noise: float, fin
 
 def test_the_leader_is_asked_again_beside_a_close_newcomer_though_it_had_all_its_launches() -> None:
     again = []
-    for seed, ns in itertools.product(range(5), (505_000, 560_000)):
+    for seed, ns in itertools.product(range(10), (505_000, 560_000)):
         new = Truth("new", ns, 0.92)
         looks = [(BASE, Truth("fine", 500_000, 0.92), Truth("alike", 502_000, 0.92)), [new]]
         world = played(looks, seed, 0.1)
