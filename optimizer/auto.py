@@ -76,7 +76,7 @@ def drafts(
     facts = _Facts.of(signature)
     found = list(by_format[signature.format](signature, has_calibration)) if signature.format in by_format else []
     if not alternative and signature.format != "openvino":
-        found += _openvino(facts)
+        found += _openvino(facts, has_calibration)
     lite = signature.format == "onnx" and not missing_tools(load_pass(CONVERTED))
     if lite and "tflite" not in others:
         found += _as_tflite(facts, has_calibration)
@@ -134,8 +134,12 @@ def _tflite_integers(has_calibration: bool) -> Iterator[Draft]:
     yield Draft("tflite-int8-weights", (("quantize_tflite", {"mode": "weight_only"}),))
 
 
-def _openvino(facts: _Facts) -> Iterator[Draft]:
+def _openvino(facts: _Facts, has_calibration: bool) -> Iterator[Draft]:
     yield Draft("openvino", (("to_openvino", {}),))
+    if has_calibration and not facts.half and not facts.quantised and not missing_tools(load_pass("quantize_openvino")):
+        transformer: Parameters = {"transformer": True} if facts.products > 2 * facts.convolutions else {}
+        yield Draft("openvino-int8", (("to_openvino", {}), ("quantize_openvino", transformer)))
+        yield Draft("openvino-int8-mixed", (("to_openvino", {}), ("quantize_openvino", {"preset": "mixed", **transformer})))
     if not facts.half and not facts.quantised:
         yield Draft("openvino-fp16", (("to_openvino", {"compress_to_fp16": True}),))
 

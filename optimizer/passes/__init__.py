@@ -40,6 +40,7 @@ PASSES: Mapping[str, str] = {
     "prune_structured": "optimizer.passes.prune_structured:PruneStructured",
     "quantize_tflite": "optimizer.passes.quantize_tflite:QuantizeTflite",
     "to_openvino": "optimizer.passes.to_openvino:ToOpenVino",
+    "quantize_openvino": "optimizer.passes.quantize_openvino:QuantizeOpenVino",
     "to_tflite": "optimizer.passes.to_tflite:ToTflite",
 }
 

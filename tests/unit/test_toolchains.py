@@ -140,6 +140,8 @@ def test_auto_converts_where_it_can_and_nobody_did(tmp_path: Path, monkeypatch: 
     assert not any(d.name.startswith("tflite") for d in drafts(signature, True, others=["tflite"]))
     assert not any("static" in d.name for d in drafts(signature, False) if d.name.startswith("tflite"))
     assert "pruned50-tflite-int8" in [d.name for d in drafts(signature, True, 1000)]
+    assert {"openvino-int8", "openvino-int8-mixed"} <= set(names)
+    assert "openvino-int8" not in [d.name for d in drafts(signature, False)]
     monkeypatch.setattr("optimizer.auto.missing_tools", missing_tools)
     monkeypatch.setenv(toolchains.HOME_VARIABLE, str(tmp_path / "none"))
     assert not any(d.name.startswith("tflite") for d in drafts(signature, True))
