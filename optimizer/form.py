@@ -29,16 +29,20 @@ _MIDDLES = (0, 128)
 
 
 def form(path: Path) -> str:
-    """Digest of a model file's form; empty where that can't be told: other formats than ONNX."""
+    """Digest of a model file's form; empty where that can't be told: other formats than ONNX, and files that are broken."""
     return _onnx_form(path) if FORMATS[path.suffix].name == "onnx" else ""
 
 
 def _onnx_form(path: Path) -> str:
     import onnx
+    from google.protobuf.message import DecodeError
 
     from optimizer.onnx_facts import graphs
 
-    model = onnx.load(str(path), load_external_data=False)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError:
+        return ""
     model.ClearField("metadata_props")
     for graph in graphs(model):
         uses = _uses(graph)

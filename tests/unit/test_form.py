@@ -79,4 +79,6 @@ def test_weights_beside_the_file_are_left_alone(tmp_path: Path) -> None:
 
 def test_other_formats_have_none(tmp_path: Path) -> None:
     assert form(tmp_path / "model.tflite") == ""
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    assert form(tmp_path / "broken.onnx") == ""
     assert form(zoo.convolution(tmp_path, channels=4)) != ""
