@@ -78,7 +78,8 @@ def _zero(tensor: Any, use: str) -> str:
 
     if use != "zero":
         return ""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    types = onnx.TensorProto
+    if tensor.data_location == types.EXTERNAL or tensor.data_type not in (types.INT8, types.UINT8, types.INT16, types.UINT16, types.INT32):
         return digest_bytes(tensor.SerializeToString(deterministic=True))
     values = np.unique(onnx.numpy_helper.to_array(tensor)).tolist()
     return str(values[0]) if len(values) == 1 and values[0] in _MIDDLES else "other"
