@@ -7,7 +7,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from optimizer.training.losses import Loss
 from optimizer.training.network import Network
-from optimizer.training.samples import Samples
+from optimizer.training.samples import Samples, blend
 
 _VALIDATION = 0.1  # of the samples, never trained on
 _MOST_VALIDATION = 1000
@@ -36,6 +36,7 @@ class Settings:
         learning_rate: at its highest; it rises for a twentieth of the steps and then falls to 0 along a cosine.
         l1, l2: weights of the absolute and the squared values of weights in the loss (biases and normalisations left out).
         patience: epochs without a better validation loss after which training ends; 0 = never.
+        mix: share of each batch that is blended with others of it.
     """
 
     epochs: float
@@ -45,6 +46,7 @@ class Settings:
     l2: float = 0.0
     patience: int = 0
     seed: int = 0
+    mix: float = 0.0
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Fit:
     Args:
         student: is trained; its outputs are the loss's heads.
         teacher: gives the heads' values for the samples of some indices.
+        ask: gives them for inputs that are no samples; without it nothing is blended.
         checkpoints: a folder; what is found there is gone on with.
         tell: takes lines of progress.
     """
@@ -84,9 +87,11 @@ class Fit:
         settings: Settings,
         checkpoints: Path | None = None,
         tell: Callable[[str], None] = lambda line: None,
+        ask: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
     ) -> None:
         self._student, self._teacher, self._samples, self._loss = student, teacher, samples, loss
         self._settings, self._tell = settings, tell
+        self._ask = ask if samples.blendable else None
         student.to(memory_format=torch.channels_last)
         self._file = None if checkpoints is None else checkpoints / _CHECKPOINT
         order = np.random.default_rng(settings.seed).permutation(samples.n)
@@ -97,6 +102,7 @@ class Fit:
         weights = [p for p in student.parameters() if p.requires_grad and p.dim() > 1]
         others = [p for p in student.parameters() if p.requires_grad and p.dim() <= 1]
         self._weights = weights
+        self._taught = replace(loss, labels={})
         groups = [{"params": weights, "weight_decay": 0.0}, {"params": others, "weight_decay": 0.0}]
         self._optimiser = torch.optim.Adam(groups, lr=settings.learning_rate)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate)
@@ -141,9 +147,12 @@ class Fit:
         chosen = self._order[place * self._settings.batch : (place + 1) * self._settings.batch].tolist()
         self._student.train(self._samples.batched)  # one sample alone has no statistics to normalise by
         self._optimiser.zero_grad()
-        for group in self._samples.groups(chosen):
+        blended = round(self._settings.mix * len(chosen)) if self._ask is not None else 0
+        for group in self._samples.groups(chosen[blended:]) if blended < len(chosen) else ():
             loss = self._loss_of(group) * (len(group) / len(chosen))
             loss.backward()
+        if blended:
+            (self._loss_of_blends(chosen, blended, epoch, place) * (blended / len(chosen))).backward()
         penalty = self._penalty()
         if penalty is not None:
             penalty.backward()
@@ -154,6 +163,15 @@ class Fit:
     def _loss_of(self, indices: Sequence[int]) -> Any:
         given = self._student(*self._samples.inputs(indices))
         return self._loss(given, self._teacher(indices), self._samples.targets(indices))
+
+    def _loss_of_blends(self, chosen: Sequence[int], count: int, epoch: int, place: int) -> Any:
+        """The first `count` of a batch, each blended with another of it; labels say nothing of a blend."""
+        assert self._ask is not None
+        chance = np.random.default_rng([self._settings.seed, epoch, place])
+        others = chance.permutation(np.asarray(chosen))[:count].tolist()
+        shares = torch.from_numpy(chance.uniform(0.0, 1.0, count).astype(np.float32))
+        inputs = [blend(one, other, shares) for one, other in zip(self._samples.inputs(chosen[:count]), self._samples.inputs(others))]
+        return self._taught(self._student(*inputs), self._ask(inputs), {})
 
     def _penalty(self) -> Any:
         s = self._settings

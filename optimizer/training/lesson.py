@@ -91,11 +91,13 @@ class Lesson:
             parameters.l2,
             parameters.patience,
             self.context.seed,
+            parameters.mix,
         )
         checkpoints = self.context.checkpoints
         if checkpoints is not None and stage:
             checkpoints = checkpoints / stage
-        return Fit(self.student, self.teacher, self.samples, self.loss(parameters), settings, checkpoints, self.context.tell).run()
+        loss, tell = self.loss(parameters), self.context.tell
+        return Fit(self.student, self.teacher, self.samples, loss, settings, checkpoints, tell, self.teacher.ask).run()
 
     def save(self, out_dir: Path) -> Any:
         """Writes the student as it is now, and returns it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from optimizer.passes import PassParameters
 
@@ -22,6 +22,8 @@ class TrainingParameters(PassParameters):
         temperature: of the softened distributions that student and teacher are compared by.
         hard: share of the labels in the loss, where `data.train` has labels; 0 = only the teacher's word counts, 1 = only theirs.
         l1, l2: regularisation: weights of the absolute and of the squared weights in the loss.
+        mix: share of each batch whose samples are blended with others of it, by random weights; the teacher says what a blend is, so few
+            samples become many (mixup, Zhang et al., ICLR 2018; with a teacher Beyer et al., CVPR 2022). Inputs have to be floats.
         patience: epochs without a better validation loss after which training ends; 0 = never.
     """
 
@@ -32,7 +34,14 @@ class TrainingParameters(PassParameters):
     hard: Share = 0.3
     l1: Weight = 0.0
     l2: Weight = 0.0
+    mix: Share = 0.0
     patience: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _taught(self) -> TrainingParameters:
+        if self.mix and self.hard == 1:
+            raise ValueError("mix needs the teacher, who is not asked with hard: 1")
+        return self
 
     @property
     def needs_training(self) -> bool:

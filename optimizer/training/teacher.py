@@ -67,6 +67,13 @@ class Teacher:
         found = [self._kept.get(int(i)) or fresh[int(i)] for i in indices]
         return [torch.cat(values) if len(values) > 1 else values[0] for values in zip(*found)]
 
+    def ask(self, inputs: Sequence[Any]) -> list[Any]:
+        """The heads of inputs that are no samples, joined along their first axis; nothing is kept."""
+        if self._samples.batched:
+            return self._run(*inputs)
+        rows = [self._run(*(value[i : i + 1] for value in inputs)) for i in range(len(inputs[0]))]
+        return [torch.cat(values) for values in zip(*rows)]
+
     def _run(self, *inputs: Any) -> list[Any]:
         given = {name: value.numpy() for name, value in zip(self._order, inputs)}
         return [torch.from_numpy(value) for value in self._session.run(None, given)]

@@ -26,7 +26,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("prune_structured", {"multiple": 4, "importance": "taylor", "scope": "global"}),
     ("prune_weights", {}),
     ("prune_weights", {"pattern": "2:4", "importance": "gradient", "rounds": 1}),
-    ("distill", {"l1": 1e-4, "l2": 1e-4}),
+    ("distill", {"l1": 1e-4, "l2": 1e-4, "mix": 0.5}),
     ("distill", {"width": 0.5, "multiple": 2, "fresh": True, "hard": 0.0}),
     ("quantize_aware", {}),
     ("quantize_aware", {"weight_bits": 4, "hard": 0.5}),

@@ -27,6 +27,7 @@ from optimizer.training.lesson import Lesson, open_lesson
 from optimizer.training.losses import Head, Loss, heads, with_labels
 from optimizer.training.network import Network
 from optimizer.training.parameters import TrainingParameters
+from optimizer.training.samples import Samples, blend
 from tests import models_optimizer as zoo
 
 N = 48
@@ -128,7 +129,8 @@ def test_regularisation_by_hand(tmp_path: Path) -> None:
         assert layer.bias.grad is None
 
 
-def test_training_brings_the_student_to_its_teacher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
+def test_training_brings_the_student_to_its_teacher(tmp_path: Path, mix: float) -> None:
     opened = lesson(tmp_path)
     assert opened.labelled
     with torch.no_grad():
@@ -137,7 +139,7 @@ def test_training_brings_the_student_to_its_teacher(tmp_path: Path) -> None:
     before = float(opened.loss_of_some(opened.student, TrainingParameters(hard=0.0)).detach())
     lines: list[str] = []
     opened.context = replace(opened.context, tell=lines.append)
-    fitted = opened.fit(TrainingParameters(epochs=12, batch=8, hard=0.0))
+    fitted = opened.fit(TrainingParameters(epochs=12, batch=8, hard=0.0, mix=mix))
     after = float(opened.loss_of_some(opened.student, TrainingParameters(hard=0.0)).detach())
     assert after < before / 4
     assert min(fitted.losses) == fitted.losses[fitted.best]
@@ -152,16 +154,37 @@ def test_without_labels_the_teachers_word_is_all(tmp_path: Path) -> None:
     assert float(opened.loss_of_some(opened.student, TrainingParameters(hard=0.9)).detach()) == pytest.approx(0, abs=1e-8)
 
 
+def test_a_blend_lies_between_its_samples_by_rows() -> None:
+    one, other = torch.full((4, 2, 3), 10.0), torch.zeros(4, 2, 3)
+    blended = blend(one, other, torch.tensor([0.25, 1.0]))  # two samples of two rows
+    assert blended[:, 0, 0].tolist() == [2.5, 2.5, 10.0, 10.0]
+
+
+def test_the_teacher_says_of_inputs_what_it_says_of_samples(tmp_path: Path) -> None:
+    opened = lesson(tmp_path)
+    for together, alone in zip(opened.teacher.ask(opened.samples.inputs([3, 5])), opened.teacher([3, 5])):
+        torch.testing.assert_close(together, alone)
+
+
+def test_only_what_lies_between_numbers_is_blended() -> None:
+    floats = np.zeros((4, 1, 3), np.float32)
+    assert Samples(Dataset({"x": floats}), ["x"], batched=True).blendable
+    assert not Samples(Dataset({"x": floats}), ["x"], batched=False).blendable
+    assert not Samples(Dataset({"x": floats, "ids": np.zeros((4, 1), np.int64)}), ["x", "ids"], batched=True).blendable
+    with pytest.raises(ValueError, match="mix needs the teacher"):
+        TrainingParameters(mix=0.5, hard=1.0)
+
+
 class _Cut(Exception):
     pass
 
 
 @settings(max_examples=6, deadline=None)
-@given(cut=st.integers(1, 17))
-def test_a_training_that_is_cut_ends_as_one_that_was_not(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+@given(cut=st.integers(1, 17), mix=st.sampled_from([0.0, 0.5]))
+def test_a_training_that_is_cut_ends_as_one_that_was_not(tmp_path_factory: pytest.TempPathFactory, cut: int, mix: float) -> None:
     """As after SIGKILL: nothing but the checkpoint is left, and the network is as it was before training."""
     folder = tmp_path_factory.mktemp("cut")
-    parameters = TrainingParameters(epochs=3, batch=8)
+    parameters = TrainingParameters(epochs=3, batch=8, mix=mix)
 
     def opened(name: str, checkpoints: Path | None, tell: Any) -> Lesson:
         made = lesson(folder / name, checkpoints=checkpoints)
