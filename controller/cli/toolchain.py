@@ -1,4 +1,7 @@
-"""`controller toolchain list|install`: stacks of pass libraries in environments of their own."""
+"""`controller toolchain list|install`: stacks of pass libraries in environments of their own.
+
+They are this machine's, whatever controller or state folder a script names to all verbs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli.verb import JsonOption, verb
+from controller.cli.verb import ControllerOption, FleetOption, JsonOption, StateOption, verb
 from optimizer import toolchains
 
 toolchain = typer.Typer(help="Stacks of libraries for passes, each in an environment of its own.", no_args_is_help=True)
@@ -15,7 +18,7 @@ toolchain = typer.Typer(help="Stacks of libraries for passes, each in an environ
 
 @toolchain.command("list")
 @verb
-def list_(json_: JsonOption = False) -> None:
+def list_(fleet: FleetOption = None, state: StateOption = None, json_: JsonOption = False, controller: ControllerOption = None) -> None:
     """List the toolchains, what they are for, and where those are that are installed.
 
     Example: controller toolchain list
@@ -37,7 +40,10 @@ def list_(json_: JsonOption = False) -> None:
 @verb
 def install(
     name: Annotated[str, typer.Argument(metavar="NAME", help="One that `list` names.")],
+    fleet: FleetOption = None,
+    state: StateOption = None,
     json_: JsonOption = False,
+    controller: ControllerOption = None,
 ) -> None:
     """Install a toolchain, or renew it; what is there already is left as it is.
 

@@ -24,6 +24,7 @@ from tests.fakes.orders import a_device
 
 NOWHERE = "farm.example:7443"
 ALONE = {"serve"}  # it is the controller
+HERE = {"toolchain list", "toolchain install"}  # about this machine, wherever the controller is
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "show": ("c@1",),
     "report": ("c@1",),
@@ -80,7 +81,7 @@ def test_options_and_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("in_environment", [False, True], ids=["option", "environment"])
-@pytest.mark.parametrize("name", [n for n in VERBS if n not in ALONE])
+@pytest.mark.parametrize("name", [n for n in VERBS if n not in ALONE | HERE])
 def test_every_verb_asks_the_controller_that_it_is_told(name: str, in_environment: bool, fleet: Path) -> None:
     words = [*name.split(), *{**ARGUMENTS, **COMPARED}.get(name, ()), "--json"]
     words += ["--fleet", str(fleet)] if name in WITH_A_FLEET_FILE else []
