@@ -82,7 +82,9 @@ class Lesson:
         return norms.insert(self.student, self.batches()) if self.samples.batched else 0
 
     def fit(self, parameters: TrainingParameters, stage: str = "") -> Fitted:
-        """Trains the student. `stage` tells apart the trainings of one pass."""
+        """Trains the student. `stage` tells apart the trainings of one pass. Raises PassFailure where `mix` is asked for and can't be."""
+        if parameters.mix and not self.samples.blendable:
+            raise PassFailure(FailureKind.UNSUPPORTED_OP, "mix blends inputs, which have to be floats in samples that can be joined")
         settings = Settings(
             parameters.epochs,
             parameters.batch,

@@ -166,11 +166,15 @@ def test_the_teacher_says_of_inputs_what_it_says_of_samples(tmp_path: Path) -> N
         torch.testing.assert_close(together, alone)
 
 
-def test_only_what_lies_between_numbers_is_blended() -> None:
+def test_only_what_lies_between_numbers_is_blended(tmp_path: Path) -> None:
     floats = np.zeros((4, 1, 3), np.float32)
     assert Samples(Dataset({"x": floats}), ["x"], batched=True).blendable
     assert not Samples(Dataset({"x": floats}), ["x"], batched=False).blendable
     assert not Samples(Dataset({"x": floats, "ids": np.zeros((4, 1), np.int64)}), ["x", "ids"], batched=True).blendable
+    apart = lesson(tmp_path)
+    apart.samples = replace(apart.samples, batched=False)
+    with pytest.raises(PassFailure, match="mix blends inputs"):
+        apart.fit(TrainingParameters(mix=0.5))
     with pytest.raises(ValueError, match="mix needs the teacher"):
         TrainingParameters(mix=0.5, hard=1.0)
 
