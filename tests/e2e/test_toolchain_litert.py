@@ -15,24 +15,17 @@ from optimizer.passes import PASSES
 from optimizer.process import PassReply, PassRequest, run_pass
 from tests import models_optimizer, zoo
 from tests.contract import test_passes
-from tests.e2e.command import controller, deploy
+from tests.e2e.command import deploy
+from tests.e2e.real_toolchains import WHERE, installed
 from tests.e2e.zoo_fleets import write_fleet
 
-ROOT = Path(__file__).parents[2]
-HOME = str(ROOT / ".venv-toolchains")
-WHERE = {toolchains.HOME_VARIABLE: HOME}
 REFUSED = {"contrib": ("unsupported_op", "no form in torch is known of operator com.microsoft.Gelu")}
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed() -> Iterator[None]:
-    """Gigabytes: kept in the working copy from one run to the next."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(toolchains.HOME_VARIABLE, HOME)
-        done = controller("toolchain", "install", "litert", "--json", cwd=ROOT, changes=WHERE, timeout_s=1500)
-        assert done.code == 0, done.stderr
-        assert done.document["folder"] == f"{HOME}/litert"
+def toolchain() -> Iterator[None]:
+    with installed("litert"):
         yield
 
 

@@ -15,22 +15,16 @@ from optimizer.passes import PASSES, load_pass
 from optimizer.process import PassReply, PassRequest, run_pass
 from tests import zoo
 from tests.contract import test_passes_formats as formats
-from tests.e2e.command import controller, deploy
+from tests.e2e.command import deploy
+from tests.e2e.real_toolchains import WHERE, installed
 from tests.e2e.zoo_fleets import write_fleet
 
-ROOT = Path(__file__).parents[2]
-HOME = str(ROOT / ".venv-toolchains")
-WHERE = {toolchains.HOME_VARIABLE: HOME}
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed() -> Iterator[None]:
-    """Kept in the working copy from one run to the next."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(toolchains.HOME_VARIABLE, HOME)
-        done = controller("toolchain", "install", "nncf", "--json", cwd=ROOT, changes=WHERE, timeout_s=1500)
-        assert done.code == 0, done.stderr
+def toolchain() -> Iterator[None]:
+    with installed("nncf"):
         yield
 
 
