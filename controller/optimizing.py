@@ -119,7 +119,7 @@ class Optimizing:
                 self._on_pass,
                 cancelled=lambda: minutes() > self._budget.minutes,
                 retry=self._retry,
-                others=workload.alternatives,
+                others=workload.others,
                 train=workload.train,
             )
         self._minutes = minutes()

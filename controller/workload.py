@@ -8,6 +8,7 @@ from pathlib import Path
 from controller.config import Fleet
 from edgefarm.errors import UserError
 from edgefarm.tensors import SHARD_BYTES, pack, shards
+from optimizer import keras_source
 from optimizer.dataset import Dataset
 from optimizer.passes import ALTERNATIVE
 from optimizer.recipe import Space, Step
@@ -22,7 +23,7 @@ _LATENCY_SAMPLES = 32
 class Workload:
     """The source, its alternatives and samples. `selection` and `evaluation` are one object where one set serves for both.
 
-    `train`: samples for passes that train, with whatever targets there are.
+    `train`: samples for passes that train, with whatever targets there are. `original`: the file that the source was exported from.
     """
 
     source: Source
@@ -31,11 +32,19 @@ class Workload:
     evaluation: Dataset
     alternatives: tuple[Source, ...] = ()
     train: Dataset | None = None
+    original: Source | None = None
+
+    @property
+    def others(self) -> tuple[Source, ...]:
+        """What steps name by its digest."""
+        return (*self.alternatives, self.original) if self.original else self.alternatives
 
     def space(self, formats: frozenset[str] | None = None) -> Space:
         """What plans may be made of. `formats`: those that some device runs, None = not known."""
+        train = self.train.n if self.train else 0
         given = ((Step(ALTERNATIVE, {"file": a.path.name, "digest": a.artifact.digest}), a.signature) for a in self.alternatives)
-        return Space(self.source.signature, self.calibration is not None, tuple(given), formats, self.train.n if self.train else 0)
+        original = self.original.artifact.digest if self.original else ""
+        return Space(self.source.signature, self.calibration is not None, tuple(given), formats, train, original)
 
     @property
     def same_data(self) -> bool:
@@ -75,7 +84,8 @@ def load_workload(fleet: Fleet) -> Workload:
         raise UserError(f"{fleet.data['selection']}: targets {got}, but the evaluation set has {wanted}; give both the same arrays")
     train = _optional(fleet.data.get("train"), source, targets=True)
     alternatives = tuple(load_source(path) for path in fleet.alternatives)
-    return Workload(source, calibration, selection or evaluation, evaluation, alternatives, train)
+    original = keras_source.original(fleet.exported) if fleet.exported else None
+    return Workload(source, calibration, selection or evaluation, evaluation, alternatives, train, original)
 
 
 def _optional(path: Path | None, source: Source, *, targets: bool) -> Dataset | None:

@@ -19,7 +19,7 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _ALSO_INTEGER = ("Add", "Mul", "Sigmoid", "Softmax", "Concat", "GlobalAveragePool", "AveragePool", "Resize", "LeakyRelu")
 _FLOATS = ("float32", "float64")
 _RATIOS = (0.5, 0.3, 0.7)  # of channels to take out: the one that pays most where it holds, then a safer one, then a bolder one
-TRAINED, CONVERTED = "prune_structured", "to_tflite"
+TRAINED, CONVERTED, KERAS = "prune_structured", "to_tflite", "tfmot"
 _SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 60_000, 3, 30  # samples that a pruned network sees while it recovers
 
 Parameters = Mapping[str, Scalar]
@@ -63,14 +63,20 @@ def weighted_layers(signature: Signature) -> int:
 
 
 def drafts(
-    signature: Signature, has_calibration: bool, train: int = 0, *, alternative: bool = False, others: Collection[str] = ()
+    signature: Signature,
+    has_calibration: bool,
+    train: int = 0,
+    *,
+    alternative: bool = False,
+    others: Collection[str] = (),
+    original: str = "",
 ) -> list[Draft]:
     """The sequence of drafts for a model; without calibration samples those that need none, without samples to train with none that trains.
 
     Those that train come last: they take minutes where others take seconds. `train`: number of samples to train with.
 
     `alternative`: the model is the user's own conversion of the source, so it is not converted once more. `others`: formats of such files
-    where this is the source itself, to which it is not converted then.
+    where this is the source itself, to which it is not converted then. `original`: digest of the Keras file that it was exported from.
     """
     by_format = {"onnx": _onnx, "tflite": _tflite}
     facts = _Facts.of(signature)
@@ -82,6 +88,8 @@ def drafts(
         found += _as_tflite(facts, has_calibration)
     if train and signature.format == "onnx" and not missing_tools(load_pass(TRAINED)):
         found += _pruned(facts, has_calibration, train, lite=lite)
+    if train and original and signature.format == "tflite" and not missing_tools(load_pass(KERAS)):
+        found.append(Draft("tflite-int8-aware", ((KERAS, {"original": original, "quantize_aware": True}),)))
     return found
 
 

@@ -35,7 +35,7 @@ _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "c
 
 def main(argument: str) -> None:
     """Runs the request in the file `argument`."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     _be_first_out_of_memory()
     request = PassRequest(**json.loads(Path(argument).read_text()))
     work = Path(request.work_dir)
@@ -148,7 +148,8 @@ def _settle_onnxruntime() -> None:
         threads.limit_sessions(onnxruntime)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Ends this process once nobody holds the other end of its standard input."""
     with contextlib.suppress(OSError):
         while os.read(0, 1):
             pass

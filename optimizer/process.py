@@ -25,6 +25,7 @@ REQUEST = "request.json"
 REPLY = "reply.json"
 LOG = "log"
 _POLL_S = 0.02
+_MODULE = "optimizer.pass_process"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def run_pass(request: PassRequest, start: Callable[[Path], Child] | None = None)
 
 def spawn(work: Path, interpreter: str = "") -> Child:
     """Starts the pass of the folder `work` in a new interpreter: that of a toolchain, or the command's."""
-    command = toolchain_command(interpreter, REQUEST) if interpreter else [sys.executable, "-m", "optimizer.pass_process", REQUEST]
+    command = toolchain_command(interpreter, _MODULE, REQUEST) if interpreter else [sys.executable, "-m", _MODULE, REQUEST]
     with (work / LOG).open("wb") as log:
         return _Spawned(
             subprocess.Popen(

@@ -86,6 +86,7 @@ class Space:
         alternatives: the step that takes in each of the user's other files, and what that file is.
         formats: those that some device runs; None = not known yet.
         train: number of samples to train with.
+        original: digest of the file that the source was exported from; empty = it was not.
     """
 
     source: Signature
@@ -93,6 +94,7 @@ class Space:
     alternatives: tuple[tuple[Step, Signature], ...] = ()
     formats: frozenset[str] | None = None
     train: int = 0
+    original: str = ""
 
     def runs(self, model_format: str) -> bool:
         """Whether a result in that format is of use."""
@@ -133,7 +135,10 @@ def _auto(space: Space) -> Iterator[Plan]:
     queues: dict[str, dict[str, Plan]] = {}
     for first, signature in starts:
         others = frozenset(s.format for _, s in space.alternatives) if not first else frozenset[str]()
-        for draft in drafts(signature, space.has_calibration, space.train, alternative=bool(first), others=others):
+        found = drafts(
+            signature, space.has_calibration, space.train, alternative=bool(first), others=others, original=space.original
+        )  # fmt: skip
+        for draft in found:
             steps = tuple(_step(name, dict(parameters), "") for name, parameters in draft.steps)
             plan, written = Plan(draft.name, (*first, *steps)), _written(steps, signature.format)
             if space.runs(written):
@@ -208,8 +213,12 @@ def _choices(place: str, used: Pass, item: Mapping[str, Any], space: Space) -> l
     result = []
     for values in itertools.product(*options.values()):
         parameters = dict(zip(options, values))
+        needs = used.parameters.model_validate(_step(used.name, parameters, place).parameters)
+        if needs.needs_original:
+            if not space.original:
+                raise RecipeError(f"{used.name} works on a Keras model: give one as model.path", f"{place}.pass")
+            parameters["original"] = space.original
         step = _step(used.name, parameters, place)
-        needs = used.parameters.model_validate(parameters)
         if needs.needs_calibration and not space.has_calibration:
             raise RecipeError(f"{used.name} needs samples: give data.calibration", f"{place}.pass")
         if needs.needs_training and not space.train:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgefarm.digest import artifact_digest, digest_file
-from edgefarm.errors import NotAvailable, UserError
+from edgefarm.errors import UserError
 from edgefarm.model import Artifact, FileEntry
 from optimizer import onnx_source, openvino_source, tflite_source
 from optimizer.signature import Malformed, Signature, TensorSpec
@@ -37,7 +37,6 @@ FORMATS = {
     ".tflite": Format("tflite", "TFLite", "tflite", tflite_source.read),
     ".xml": Format("openvino", "OpenVINO", "openvino", openvino_source.read),
 }
-_LATER = {".keras": "Keras", ".h5": "Keras"}
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,8 @@ class Source:
 
 
 def format_of(path: Path) -> Format:
-    """The format that a file's suffix tells. Raises UserError, NotAvailable."""
+    """The format that a file's suffix tells. Raises UserError."""
     suffix, known = path.suffix.lower(), ", ".join(FORMATS)
-    if suffix in _LATER:
-        raise NotAvailable(f"{path}: {_LATER[suffix]} models are not available in this version; give one of {known}")
     if suffix not in FORMATS:
         raise UserError(f"{path}: the format is told by the suffix, and {path.suffix or 'none'!r} is not known; give one of {known}")
     return FORMATS[suffix]
@@ -64,7 +61,6 @@ def inspect_model(path: Path) -> Signature:
 
     Raises:
         UserError: missing, truncated or not a model; weights in other files missing, cut short or outside of the model's folder.
-        NotAvailable: a format that this version does not read.
     """
     model_format = format_of(path)
     if not path.is_file():

@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgefarm.digest import check_digest, sync_directory
 from edgefarm.errors import StorageError, UserError
-from optimizer.source import Source, describe, load_source
+from optimizer.exported import Exported, keep
 
 MAIN = "model.onnx"
 LIMIT_S = 600.0
@@ -23,21 +20,6 @@ EXTERNAL_ABOVE = 3 * 2**29  # bytes of weights; protobuf ends at 2 GiB
 _CHILD = Path(__file__).with_name("torch_source_child.py")
 _NEEDED = ("torch", "onnxscript")
 _MARK = ".py:"
-
-
-@dataclass(frozen=True)
-class Exported:
-    """An exported source.
-
-    Attributes:
-        path: the ONNX file.
-        function: `net.py:build`, as the user wrote it.
-        fixed: why the inputs have the example's own sizes; empty: their first axes are open.
-    """
-
-    path: Path
-    function: str
-    fixed: str
 
 
 def names_function(path: str) -> bool:
@@ -75,7 +57,7 @@ def export(function: str, folder: Path, store: Path, *, limit_s: float = LIMIT_S
             request = {"file": str(file.resolve()), "function": attribute, "external_above": external_above}
             (work / "request.json").write_text(json.dumps(request))
             reply = _run(work, function, file.resolve().parent, limit_s)
-            return Exported(_keep(work, store), function, reply["fixed"])
+            return Exported(keep(work, MAIN, store), function, reply["fixed"])
     except OSError as error:
         raise StorageError(f"{store}: cannot be written: {error.strerror or error}") from error
 
@@ -105,31 +87,3 @@ def _run(work: Path, function: str, folder: Path, limit_s: float) -> dict[str, A
     if "error" in value:
         raise UserError(f"{function}: {value['error']}")
     return value
-
-
-def _keep(work: Path, store: Path) -> Path:
-    """Moves the exported files to a folder that their digest names: a run that goes on with them never sees others."""
-    source = load_source(work / MAIN)
-    place = store / check_digest(source.artifact.digest)[:16]
-    if _holds(place, source):
-        return place / MAIN
-    aside = work / "files"
-    aside.mkdir()
-    for name in source.signature.files:
-        with (work / name).open("rb") as stream:
-            os.fsync(stream.fileno())
-        (work / name).rename(aside / name)
-    sync_directory(aside)
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        aside.rename(place)
-    except OSError:
-        if not _holds(place, source):  # another command, with the same module, may have been faster
-            raise
-    sync_directory(store)
-    return place / MAIN
-
-
-def _holds(place: Path, source: Source) -> bool:
-    names = source.signature.files
-    return all((place / n).is_file() for n in names) and describe(place, names, source.artifact.format) == source.artifact

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePath
 
 from controller.config.lines import Document, Key, dotted
 from controller.config.schema import Canary, FleetFile, Health, Rollout, Watch
 from edgefarm.errors import NotAvailable
-
-_LATER_FORMATS = {".keras", ".h5"}
 
 
 def refuse_what_is_not_built(file: FleetFile, document: Document) -> None:
@@ -21,19 +18,12 @@ def refuse_what_is_not_built(file: FleetFile, document: Document) -> None:
 
 
 def _missing(file: FleetFile) -> Iterator[tuple[Key, str]]:
-    yield from _model(file)
     yield from _measure(file)
     if file.select.per != "device":
         yield ("select", "per"), f"'{file.select.per}' (only 'device')"
     if file.select.max_variants is not None:
         yield ("select", "max_variants"), "a limit of variants per fleet"
     yield from _rollout(file)
-
-
-def _model(file: FleetFile) -> Iterator[tuple[Key, str]]:
-    path = file.model.path
-    if PurePath(path).suffix in _LATER_FORMATS:
-        yield ("model", "path"), f"'{path}': only .onnx, .tflite, .xml and torch (FILE.py:FUNCTION) sources; another format"
 
 
 def _measure(file: FleetFile) -> Iterator[tuple[Key, str]]:

@@ -19,8 +19,11 @@ from controller.config.schema import Constraints, DeviceEntry, FleetFile, Metric
 from edgefarm.digest import canonical_json, digest_file
 from edgefarm.errors import UserError
 from edgefarm.model import Device, DeviceStatus
+from optimizer.exported import Exported
+from optimizer.keras_source import LITE, is_keras
+from optimizer.keras_source import SUFFIXES as KERAS
 from optimizer.source import FORMATS, Format, inspect_model
-from optimizer.torch_source import Exported, locate, names_function
+from optimizer.torch_source import locate, names_function
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Fleet:
     """A checked fleet file; every path is absolute and exists.
 
     `enlisted`: enrolled devices with the indices of their entries, once a controller has told of them.
-    `exported`: what a torch source became (`controller.sources`); only then are there `model` and `spec`.
+    `exported`: what a torch or Keras source became (`controller.sources`); only then are there `model` and `spec`.
     """
 
     path: Path
@@ -71,21 +74,27 @@ class Fleet:
 
     @property
     def is_torch(self) -> bool:
-        """Whether a function gives the source, `net.py:build`: it must be exported first."""
+        """Whether a function gives the source, `net.py:build`."""
         return names_function(self.file.model.path)
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether the source must be exported first."""
+        return self.is_torch or is_keras(self.file.model.path)
 
     @property
     def model(self) -> Path:
         """The source model's file."""
-        if not self.is_torch:
+        if not self.is_exported:
             return self.path.parent / self.file.model.path
         assert self.exported is not None  # `controller.sources.ready`
         return self.exported.path
 
     @property
     def alternatives(self) -> tuple[Path, ...]:
-        """The same network in other formats."""
-        return tuple(self.path.parent / a for a in self.file.model.alternatives)
+        """The same network in other formats: the user's, then what the source was exported to besides."""
+        given = tuple(self.path.parent / a for a in self.file.model.alternatives)
+        return given + (self.exported.others if self.exported else ())
 
     @cached_property
     def data(self) -> dict[str, Path]:
@@ -138,7 +147,9 @@ class Fleet:
                 files[f"alternatives/{index}/{name}"] = digest_file(path.parent / name)
         if self.metric_file:
             files["metric"] = digest_file(self.metric_file[0])
-        made = {"exported": {"from": self.exported.function, "fixed": bool(self.exported.fixed)}} if self.exported else {}
+        if self.exported and self.exported.original:
+            files["original"] = digest_file(self.exported.original)
+        made = {"exported": {"from": self.exported.origin, "fixed": bool(self.exported.fixed)}} if self.exported else {}
         return {"file": content, "digests": files, **made}
 
     @cached_property
@@ -224,21 +235,23 @@ def _check_files(fleet: Fleet) -> None:
             raise fleet.document.error(f"no such file: {path}{hint}", key)
     taken: dict[str, str] = {}
     for key, path in [named[0], *named[1 : 1 + len(fleet.alternatives)]]:
-        exported = fleet.is_torch and key == named[0][0]
+        exported = fleet.is_exported and key == named[0][0]
         if path.suffix.lower() not in FORMATS and not exported:
-            known = ", ".join(FORMATS)
+            known = ", ".join([*FORMATS, *KERAS])
             hint = f"; torch's are named with a function: {path.name}:FUNCTION" if path.suffix == ".py" else ""
             raise fleet.document.error(f"'{path.name}' has no format that is known; a model ends in one of {known}{hint}", key)
         title = _format(path).title
         if other := taken.get(title):
             raise fleet.document.error(f"'{path.name}' is {title}, as '{other}' is; an alternative is the network in another format", key)
         taken[title] = fleet.file.model.path if exported else path.name
+        if exported and not fleet.is_torch:  # it becomes both
+            taken = {f.title: fleet.file.model.path for f in (FORMATS[".onnx"], FORMATS[".tflite"])}
 
 
 def _model_file(fleet: Fleet) -> Path:
     """The file that must be there: the model, or the one that gives it. Raises FleetFileError."""
     if not fleet.is_torch:
-        return fleet.model
+        return fleet.path.parent / fleet.file.model.path
     try:
         return locate(fleet.file.model.path, fleet.path.parent)[0]
     except UserError as error:
@@ -246,8 +259,9 @@ def _model_file(fleet: Fleet) -> Path:
 
 
 def _format(path: Path) -> Format:
-    """By the suffix; of a torch module, which is exported, and of one that is not known, which is refused elsewhere, the first."""
-    return FORMATS.get(path.suffix.lower(), FORMATS[".onnx"])
+    """By the suffix; of an exported source what its users expect; of one that is not known, and refused elsewhere, the first."""
+    suffix = Path(LITE).suffix if is_keras(path.name) else path.suffix.lower()
+    return FORMATS.get(suffix, FORMATS[".onnx"])
 
 
 def _first_error(error: ValidationError, document: lines.Document) -> UserError:

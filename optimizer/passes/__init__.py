@@ -42,6 +42,7 @@ PASSES: Mapping[str, str] = {
     "to_openvino": "optimizer.passes.to_openvino:ToOpenVino",
     "quantize_openvino": "optimizer.passes.quantize_openvino:QuantizeOpenVino",
     "to_tflite": "optimizer.passes.to_tflite:ToTflite",
+    "tfmot": "optimizer.passes.tfmot:Tfmot",
 }
 
 WRITABLE = tuple(name for name in PASSES if name != ALTERNATIVE)  # what recipes may name
@@ -60,6 +61,11 @@ class PassParameters(BaseModel):
     @property
     def needs_training(self) -> bool:
         """Whether the pass trains, so that it takes long and cannot work without samples to train with."""
+        return False
+
+    @property
+    def needs_original(self) -> bool:
+        """Whether the pass works on the file that the source was exported from; its digest is the parameter `original` then."""
         return False
 
 
@@ -122,7 +128,7 @@ class Pass(Protocol):
         toolchain: in whose environment it runs (`optimizer.toolchains`); empty = in the command's own.
         tools: distributions whose versions are part of the cache key and of the lineage.
         parameters: model of its parameters, all with defaults.
-        evidence: what proves a change (see `optimizer.checks`): integer, float16, structure or format.
+        evidence: what proves a change (see `optimizer.checks`): integer, float16, structure, format, or own: the pass itself looks.
         must_change: without that evidence the output is UNCHANGED; a pass that need not change is a normaliser, just skipped.
         drift: largest allowed relative L2 distance of outputs to the parent's, over the probe samples.
     """

@@ -162,7 +162,9 @@ CASES: dict[str, Case] = {
     # The model.
     "no model": Case(without(MODEL), ("model.path", "no such file", MODEL), FLEET),
     "a misspelt model": Case(edit(model={"path": "modle.onnx"}), ("model.path", "did you mean 'model.onnx'?"), FLEET),
-    "a format of later": Case(edit(model={"path": "model.keras"}), ("model.path", "not available in this version"), "not-available"),
+    "a Keras model without TensorFlow": Case(
+        both(text("model.keras", "PK"), edit(model={"path": "model.keras"})), ("model.path", "controller toolchain install keras"), FLEET
+    ),
     "a truncated model": Case(cut(MODEL, 0.5), (MODEL, "not a whole ONNX model", "export or copy it again")),
     "a model that just begins": Case(cut(MODEL, 0.02), (MODEL, "ONNX model", "again")),
     "an empty model": Case(text(MODEL, ""), (MODEL, "ONNX model", "again")),

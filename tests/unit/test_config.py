@@ -266,7 +266,6 @@ def test_where_names_devices_of_the_class_that_measure_for_it(folder: Path) -> N
 
 
 LATER: dict[str, tuple[str, str, str]] = {
-    "keras": ("model.onnx", "model.keras", "model.path: "),
     "live": ("select:", "measure: {live: pause}\nselect:", "measure.live: "),
     "per": ("objective: latency_p50", "objective: latency_p50\n  per: class", "select.per: "),
     "max_variants": ("objective: latency_p50", "objective: latency_p50\n  max_variants: 2", "select.max_variants: "),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgefarm.digest import digest_file
-from edgefarm.errors import NotAvailable, UserError
+from edgefarm.errors import UserError
 from optimizer.onnx_header import Malformed, read_header
 from optimizer.source import Signature, TensorSpec, inspect_model, load_source
 from tests import models_optimizer as zoo
@@ -148,12 +148,6 @@ def test_folder_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").mkdir()
     with pytest.raises(UserError, match="is a folder"):
         inspect_model(tmp_path / "m.onnx")
-
-
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_formats_of_later_versions(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(NotAvailable, match="not available in this version"):
-        inspect_model(tmp_path / f"m{suffix}")
 
 
 def test_endless_nesting_is_refused(tmp_path: Path) -> None:
