@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -74,6 +76,17 @@ class Timed:
         self.samples += times
         self.disturbed += disturbed
         self.lengths.append(len(times))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """The garbage collector is off inside: its pauses are the measuring program's, not the model's."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Lane:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.runner import batches
-from agent.runner.lanes import Lane, Plan
+from agent.runner.lanes import Lane, Plan, uncollected
 from agent.runtimes import RuntimeFailure
 from edgefarm.model import FailureKind
 
@@ -75,7 +75,7 @@ def run(lane: Lane, settings: Settings, folder: Path) -> dict[str, Any]:
     samples = len(lane.feeds)
     library = loadgen.ConstructQSL(samples, samples, lambda indices: None, lambda indices: None)
     try:
-        with served:
+        with served, uncollected():
             told, logs = _settings(loadgen, settings, lane.typical_ns, rate), _logging(loadgen, folder)
             loadgen.StartTestWithLogSettings(system, library, told, logs, "")
     finally:

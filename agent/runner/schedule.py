@@ -7,14 +7,13 @@ only a longer stretch brings about (heat, a queue), each contender has one stret
 
 from __future__ import annotations
 
-import gc
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from agent.runner import batches, stretches
-from agent.runner.lanes import Lane, Plan, Timed, settle, sleep_until
+from agent.runner.lanes import Lane, Plan, Timed, settle, sleep_until, uncollected
 from agent.runtimes import RuntimeFailure
 from edgefarm.model import FailureKind
 
@@ -25,21 +24,17 @@ _Load = Callable[[Mapping[str, Lane], Plan, random.Random, Mapping[str, Timed]],
 
 
 def run_launch(lanes: Mapping[str, Lane], plan: Plan) -> dict[str, Timed]:
-    """Measures all lanes. The garbage collector is off meanwhile: its pauses are the measuring program's, not the model's.
+    """Measures all lanes.
 
     Raises RuntimeFailure if a model can be run with none of the batch sizes asked for.
     """
     order = random.Random(plan.seed)
     timed = {key: Timed(cycle=lane.cycle) for key, lane in lanes.items()}
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         for key in _shuffled(order, lanes):
             timed[key].warmup_inferences = lanes[key].warm_up(plan)
             lanes[key].rest_ns = settle() if len(lanes) > 1 else 0
         _LOADS[plan.kind](lanes, plan, order, timed)
-    finally:
-        gc.enable()
     return timed
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+from agent.runner.lanes import uncollected
 
 F = TypeVar("F")
 _MARKS = 1000  # at most; the reader interpolates between them
@@ -18,9 +19,7 @@ def spend(run: Callable[[F], object], feeds: Sequence[F], duration_ns: int, rate
         [moment, inferences ended] from [beginning, 0] on; moments are of CLOCK_MONOTONIC, which all processes of a host share.
     """
     now, period_ns, every_ns = time.monotonic_ns, int(1e9 / rate_per_s) if rate_per_s else 0, duration_ns // _MARKS
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         begin = marked = due = now()
         marks, count = [[begin, 0]], 0
         while True:
@@ -39,5 +38,3 @@ def spend(run: Callable[[F], object], feeds: Sequence[F], duration_ns: int, rate
                 if due >= begin + duration_ns:
                     marks.append([now(), count])
                     return marks
-    finally:
-        gc.enable()
