@@ -64,6 +64,8 @@ def _verdict(group: Group, entry: Entry, evidence: Evidence, launches: Sequence[
 def _passes(group: Group) -> Iterator[Order]:
     for entry in group.entries:
         yield orders.accuracy(group, entry)
+        if group.evaluation.report:
+            yield orders.evaluation(group, entry)
         yield orders.memory(group, entry)
         if group.power:
             yield orders.energy(group, entry)

@@ -138,7 +138,8 @@ class Driver:
 
     def _setting(self) -> Setting:
         file, control = self._fleet.file, self._control
-        evaluation = Evaluation(tuple(control.put(shard) for shard in self._workload.shards()), self._scoring.reduction)
+        selection, report = (tuple(map(control.put, shards)) for shards in self._workload.shards())
+        evaluation = Evaluation(selection, self._scoring.reduction, report)
         return Setting(
             self.run.name,
             self._fleet.model_name,

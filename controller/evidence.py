@@ -31,7 +31,7 @@ from edgefarm.model import (
 from edgefarm.statistics import Interval
 
 SCREEN, COMPARE, CONFIRM = "screen", "compare", "confirm"
-ACCURACY, MEMORY, ENERGY, PROFILE = "accuracy", "memory", "energy", "profile"
+ACCURACY, EVALUATE, MEMORY, ENERGY, PROFILE = "accuracy", "evaluate", "memory", "energy", "profile"
 CONTROL = "control"  # key of a second copy of the reference: what is measured between two copies of one file is noise
 _ENDED = {OrderState.DONE, OrderState.CANCELLED, OrderState.QUARANTINED}
 
@@ -64,10 +64,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How accuracy is taken on a device: shards of all samples, and what comes back."""
+    """How accuracy is taken on a device, and what comes back.
 
-    shards: tuple[str, ...]
+    `selection`: shards of the samples that candidates are chosen by; `report`: of those that the chosen ones are reported on, empty where
+    one set serves for both.
+    """
+
+    selection: tuple[str, ...]
     reduction: Reduction
+    report: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """One candidate on both splits; they are one object where one set serves for both."""
+    """One candidate on the split that it is chosen by, and on the one that it is reported on.
+
+    They are one object where one set serves for both; `evaluation` is None of a candidate that was not chosen, so nobody asked.
+    """
 
     selection: Score
-    evaluation: Score
+    evaluation: Score | None
     metric: str
     higher_is_better: bool
     same_data: bool = False
@@ -179,6 +187,7 @@ class Evidence:
     confirmed: Mapping[tuple[str, str], tuple[Launch, ...]] = field(default_factory=dict)
     memory: Mapping[str, MemoryResult] = field(default_factory=dict)
     accuracy: Mapping[str, AccuracyResult] = field(default_factory=dict)
+    evaluated: Mapping[str, AccuracyResult] = field(default_factory=dict)
     scores: Mapping[str, Scores] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
     unconfirmed: Mapping[tuple[str, str], Failure] = field(default_factory=dict)
@@ -211,6 +220,7 @@ class _Gathered:
     confirmed: dict[tuple[str, str], list[Launch]] = field(default_factory=dict)
     memory: dict[str, MemoryResult] = field(default_factory=dict)
     accuracy: dict[str, AccuracyResult] = field(default_factory=dict)
+    evaluated: dict[str, AccuracyResult] = field(default_factory=dict)
     energy: dict[str, EnergyResult] = field(default_factory=dict)
     profiles: dict[str, ProfileResult] = field(default_factory=dict)
     failed_passes: dict[str, Failure] = field(default_factory=dict)
@@ -232,7 +242,7 @@ class _Gathered:
             elif isinstance(outcome, MemoryResult):
                 self.memory[outcome.key] = outcome
             elif isinstance(outcome, AccuracyResult):
-                self.accuracy[outcome.key] = outcome
+                (self.evaluated if stage_of(status.order.id) == EVALUATE else self.accuracy)[outcome.key] = outcome
             elif isinstance(outcome, EnergyResult):
                 self.energy[outcome.key] = outcome
             elif isinstance(outcome, ProfileResult):
@@ -299,6 +309,7 @@ class _Gathered:
             confirmed,
             self.memory,
             self.accuracy,
+            self.evaluated,
             {k: s for k, s in scores.items() if k in self.accuracy},
             self._failures(),
             self.unconfirmed,

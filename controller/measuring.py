@@ -96,12 +96,13 @@ class Measuring:
 
     def _evidence(self, group: Group, progress: Progress) -> Evidence:
         evidence = fold([s for s in progress.orders if self._concerns(group, s.order)], group.device_class, {})
-        base = evidence.accuracy.get(group.baseline.key)
+        base, base_reported = evidence.accuracy.get(group.baseline.key), evidence.evaluated.get(group.baseline.key)
         scores: dict[str, Scores] = {}
         failures = dict(evidence.failures)
         for entry in group.entries if base else ():
             if base is not None and (result := evidence.accuracy.get(entry.key)) is not None:
-                scored = self._scoring.scores(result, base)
+                reported = evidence.evaluated.get(entry.key)
+                scored = self._scoring.scores((result, base), (reported, base_reported) if reported and base_reported else None)
                 if isinstance(scored, Failure):
                     failures[entry.key] = scored
                 else:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from controller.evidence import ACCURACY, COMPARE, CONFIRM, ENERGY, MEMORY, PROFILE, SCREEN, Entry, Group
+from controller.evidence import ACCURACY, COMPARE, CONFIRM, ENERGY, EVALUATE, MEMORY, PROFILE, SCREEN, Entry, Group
 from edgefarm.digest import canonical_json
 from edgefarm.model import (
     BENCH_VERSION,
@@ -56,8 +56,13 @@ def confirmation(group: Group, entry: Entry, launches: Sequence[int], device: st
 
 
 def accuracy(group: Group, entry: Entry) -> Order:
-    """All samples of the evaluation through one candidate."""
-    return _order(group, ACCURACY, AccuracyWork(_contender(entry), group.evaluation.shards, group.evaluation.reduction))
+    """The samples that candidates are chosen by through one of them."""
+    return _order(group, ACCURACY, AccuracyWork(_contender(entry), group.evaluation.selection, group.evaluation.reduction))
+
+
+def evaluation(group: Group, entry: Entry) -> Order:
+    """The samples that a chosen candidate is reported on."""
+    return _order(group, EVALUATE, AccuracyWork(_contender(entry), group.evaluation.report, group.evaluation.reduction))
 
 
 def memory(group: Group, entry: Entry) -> Order:

@@ -1,8 +1,8 @@
 """What to measure next on one device class. Pure: the same evidence gives the same orders, with the same ids, on every restart.
 
 Stages: screen candidates once; what has to be known of those that may win (accuracy, memory where that decides), most promising first; a
-race of the few that are feasible; memory and energy of what it leaves; confirm each device's winner where the device did not compare it
-itself; at last where the time of baseline and winner goes.
+race of the few that are feasible; of what it leaves the accuracy on other samples than those that chose it, memory and energy; confirm
+each device's winner where the device did not compare it itself; at last where the time of baseline and winner goes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from controller import orders, racing
-from controller.evidence import ACCURACY, COMPARE, CONFIRM, ENERGY, MEMORY, PROFILE, SCREEN, Entry, Evidence, Group
+from controller.evidence import ACCURACY, COMPARE, CONFIRM, ENERGY, EVALUATE, MEMORY, PROFILE, SCREEN, Entry, Evidence, Group
 from controller.limits import broken, memory_bytes
 from controller.racing import CONTENDERS, FINALISTS, LAUNCHES, ROUND
 from controller.screening import EQUAL, screened
@@ -45,7 +45,7 @@ def next_step(group: Group, evidence: Evidence, tables: Sequence[Table] = (), *,
         searching: more candidates may come, so what only has to be known of winners waits.
     """
     choosing: tuple[_Stage, ...] = ((SCREEN, partial(_screen, tables=tables)), (ACCURACY, _facts), (COMPARE, _compare))
-    last: tuple[_Stage, ...] = ((MEMORY, _memory), (ENERGY, _energy), (CONFIRM, _confirm), (PROFILE, _profile))
+    last: tuple[_Stage, ...] = ((EVALUATE, _evaluate), (MEMORY, _memory), (ENERGY, _energy), (CONFIRM, _confirm), (PROFILE, _profile))
     for stage, wanted in (s for s in (*choosing, *last) if not searching or s[0] in stages_of_search(group)):
         left = tuple({o.id: o for o in wanted(group, evidence) if o.id not in evidence.ended}.values())
         if left:
@@ -134,6 +134,13 @@ def _winners(group: Group, evidence: Evidence) -> list[Entry]:
     """What each device would run as things stand, the baseline left out."""
     found = {w.key: w for device in group.devices if (w := choose(group, evidence, device).winner) is not None and not w.baseline}
     return list(found.values())
+
+
+def _evaluate(group: Group, evidence: Evidence) -> Iterator[Order]:
+    """Baseline and winners on the samples of the report, where those are others: nothing is chosen by them."""
+    for entry in (group.baseline, *_winners(group, evidence)) if group.evaluation.report else ():
+        if entry.key not in evidence.evaluated and entry.key not in evidence.failures:
+            yield orders.evaluation(group, entry)
 
 
 def _memory(group: Group, evidence: Evidence) -> Iterator[Order]:

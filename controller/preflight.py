@@ -38,7 +38,7 @@ def _refuse_what_devices_cannot_give_back(fleet: Fleet, workload: Workload, redu
     """Outputs of which the metric needs more bytes than a device returns, as far as the model's shapes tell."""
     outputs = [o for o in workload.source.signature.outputs if reduction.output in ("", o.name)]
     each, limit = least_bytes(outputs, reduction), AccuracyWork.output_bytes_limit
-    samples = sum(split.n for split in workload.splits)
+    samples = max(split.n for split in workload.splits)
     if each * samples > limit:
         metric = fleet.file.data.metric
         name = f"metric {metric}" if isinstance(metric, str) else f"the metric {metric.function}"

@@ -37,7 +37,7 @@ class Scoring:
         self._confidence = fleet.file.select.confidence
         limit = [t.constraints.accuracy_drop for t in fleet.targets if t.constraints.accuracy_drop]
         self._limit: float | None = min(limit, default=None)
-        self._known: dict[tuple[str, str], Scores | Failure] = {}
+        self._known: dict[tuple[str, str, str], Score | Failure] = {}
         metric = fleet.file.data.metric
         self._function = metric if isinstance(metric, MetricFunction) else None
         self._metric: Metric | None = None if isinstance(metric, MetricFunction) else find_metric(metric)
@@ -57,31 +57,43 @@ class Scoring:
             return Reduction("raw")
         return self._metric.reduction(self._workload.source.signature.outputs, self._workload.evaluation.targets)
 
-    def scores(self, result: AccuracyResult, baseline: AccuracyResult) -> Scores | Failure:
-        """Scores of a candidate on both splits, or NUMERIC where its outputs give none that are finite.
+    def scores(
+        self, chosen_by: tuple[AccuracyResult, AccuracyResult], reported_on: tuple[AccuracyResult, AccuracyResult] | None
+    ) -> Scores | Failure:
+        """Scores of a candidate, or NUMERIC where its outputs give none that are finite.
+
+        Args:
+            chosen_by: results of the candidate and of the baseline on the samples of the selection.
+            reported_on: the same on those of the evaluation, if that is another set and was run.
 
         Raises:
             UserError: the user's metric fails, or the baseline itself gives no finite scores.
         """
-        identity = (result.outputs, baseline.outputs)
+        selection = self._scored(self._workload.selection, *chosen_by)
+        if isinstance(selection, Failure):
+            return selection
+        same = self._workload.same_data
+        evaluation = self._scored(self._workload.evaluation, *reported_on) if reported_on and not same else None
+        if isinstance(evaluation, Failure):
+            return evaluation
+        return Scores(selection, selection if same else evaluation, self._name, self._higher_is_better, same)
+
+    def _scored(self, split: Dataset, result: AccuracyResult, baseline: AccuracyResult) -> Score | Failure:
+        identity = (result.outputs, baseline.outputs, split.digest)
         if identity not in self._known:
-            self._known[identity] = self._scores(result, baseline, identity)
+            self._known[identity] = self._on(split, result, baseline)
         return self._known[identity]
 
-    def _scores(self, result: AccuracyResult, baseline: AccuracyResult, identity: tuple[str, str]) -> Scores | Failure:
-        mine, base = (unpack(self._control.get(r.outputs)) for r in (result, baseline))
+    def _on(self, split: Dataset, result: AccuracyResult, baseline: AccuracyResult) -> Score | Failure:
+        mine, base = (_cut(unpack(self._control.get(r.outputs)), split.n) for r in (result, baseline))
         if result.key != baseline.key and (name := _not_finite(mine, base)):
             return Failure(FailureKind.NUMERIC, f"output '{name}' is NaN or infinite where the baseline's is not", Stage.RUN)
-        start, found = 0, []
-        for split in self._workload.splits:
-            part = slice(start, start + split.n)
-            found.append(self._score(split, _cut(mine, part), _cut(base, part), identity))
-            start += split.n
-        if not all(math.isfinite(s.value) and math.isfinite(s.baseline) for s in found):
-            if all(math.isfinite(s.baseline) for s in found):
-                return Failure(FailureKind.NUMERIC, f"{self._name} gives {found[0].value} for its outputs", Stage.RUN)
-            raise UserError(f"data.metric: {self._name} gives {found[0].baseline} for the baseline's own outputs; choose another metric")
-        return Scores(found[0], found[-1], self._name, self._higher_is_better, self._workload.same_data)
+        score = self._score(split, mine, base, (result.outputs, baseline.outputs))
+        if not math.isfinite(score.baseline):
+            raise UserError(f"data.metric: {self._name} gives {score.baseline} for the baseline's own outputs; choose another metric")
+        if not math.isfinite(score.value):
+            return Failure(FailureKind.NUMERIC, f"{self._name} gives {score.value} for its outputs", Stage.RUN)
+        return score
 
     def _score(self, split: Dataset, mine: Outputs, base: Outputs, identity: tuple[str, str]) -> Score:
         if self._metric is None:
@@ -127,11 +139,12 @@ def _from_user(stored: Mapping[str, Any], higher_is_better: bool, confident: boo
     return Score(stored["value"], stored["reference"], raw["n"], -difference.value, difference, drop_high, (high - low) / 2)
 
 
-def _cut(outputs: Outputs, part: slice) -> dict[str, Sequence[Tensor]]:
+def _cut(outputs: Outputs, count: int) -> dict[str, Sequence[Tensor]]:
+    """The first samples: an agent of an earlier order may have run more."""
     for name, samples in outputs.items():
-        if len(samples) < part.stop:
-            raise EdgefarmError(f"output '{name}' has {len(samples)} samples, {part.stop} were asked for")
-    return {name: samples[part] for name, samples in outputs.items()}
+        if len(samples) < count:
+            raise EdgefarmError(f"output '{name}' has {len(samples)} samples, {count} were asked for")
+    return {name: samples[:count] for name, samples in outputs.items()}
 
 
 def _not_finite(mine: Outputs, base: Outputs) -> str:

@@ -100,11 +100,12 @@ class Trials:
     def setting(self) -> Setting:
         """What all groups share."""
         file = self._fleet.file
+        selection, report = (tuple(map(self._control.put, shards)) for shards in self._workload.shards())
         return Setting(
             self.run.name,
             self._fleet.model_name,
             self._control.put(self._workload.latency_inputs()),
-            Evaluation(tuple(self._control.put(s) for s in self._workload.shards()), self._scoring.reduction),
+            Evaluation(selection, self._scoring.reduction, report),
             file.select.confidence,
             tuple(file.measure.accept),
             int(file.measure.budget.minutes_per_device * 60e9),

@@ -53,12 +53,12 @@ class Workload:
 
     @property
     def splits(self) -> tuple[Dataset, ...]:
-        """The distinct sets, in the order in which devices run them."""
+        """The distinct sets that devices run."""
         return (self.selection,) if self.same_data else (self.selection, self.evaluation)
 
-    def shards(self) -> list[bytes]:
-        """All samples of `splits` as tensor packs, in order."""
-        return [shard for split in self.splits for shard in shards(split.inputs)]
+    def shards(self) -> tuple[list[bytes], list[bytes]]:
+        """Tensor packs of the samples that candidates are chosen by, and of those that they are reported on; none if they are the same."""
+        return list(shards(self.selection.inputs)), [] if self.same_data else list(shards(self.evaluation.inputs))
 
     def latency_inputs(self) -> bytes:
         """A few samples that latency is measured with, as one tensor pack."""

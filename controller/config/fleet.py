@@ -237,7 +237,7 @@ def _check_files(fleet: Fleet) -> None:
     for key, path in [named[0], *named[1 : 1 + len(fleet.alternatives)]]:
         exported = fleet.is_exported and key == named[0][0]
         if path.suffix.lower() not in FORMATS and not exported:
-            known = ", ".join([*FORMATS, *KERAS])
+            known = ", ".join([*FORMATS, *(KERAS if key == named[0][0] else ())])
             hint = f"; torch's are named with a function: {path.name}:FUNCTION" if path.suffix == ".py" else ""
             raise fleet.document.error(f"'{path.name}' has no format that is known; a model ends in one of {known}{hint}", key)
         title = _format(path).title

@@ -106,11 +106,11 @@ def _accuracy(scores: Scores | None, judgement: Judgement, unavailable: dict[str
     if scores is None:
         unavailable["accuracy"] = _not("evaluated", judgement)
         return None
-    document = _score(scores.evaluation, "accuracy", unavailable)
+    reported = scores.evaluation or scores.selection
     return {
         "metric": scores.metric,
-        **document,
-        "split": "evaluation",
+        **_score(reported, "accuracy", unavailable),
+        "split": "evaluation" if scores.evaluation else "selection",
         "selected_on_same_data": scores.same_data,
         "selection": {**_score(scores.selection, "accuracy.selection", unavailable), "split": "selection"},
     }

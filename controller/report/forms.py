@@ -19,7 +19,7 @@ from controller.report.rows import Report
 
 _CSV_COLUMNS = """run device class variant runtime threads winner feasible pareto rejected p50_ns p90_ns p99_ns speedup speedup_low
 speedup_high accuracy accuracy_n bytes peak_rss_bytes verdict format options emulated n launches p50_low_ns p50_high_ns scenario
-throughput_per_s best_batch energy_uj energy_low_uj energy_high_uj energy_source others_cpu throttled fallback_nodes"""
+throughput_per_s best_batch energy_uj energy_low_uj energy_high_uj energy_source others_cpu throttled fallback_nodes accuracy_split"""
 _WIDTH = 170  # where nothing says how wide the reader's screen is
 
 
@@ -53,7 +53,9 @@ def table(report: Report, width: int | None = None) -> str:
     for note in report["notes"]:
         console.print(Text(f"note: {note}"))
     phases = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in report["phases_s"].items())
-    console.print(Text(f"\n* winner, = baseline, ~ one screening launch, which only ranks.  {phases}"))
+    console.print(
+        Text(f"\n* winner, = baseline, ~ one screening launch, which only ranks, (accuracy) on the samples that choose.  {phases}")
+    )
     console.print(Text(f"{report['run']}: {report['summary']}"))
     stream = console.file
     assert isinstance(stream, io.StringIO)
@@ -85,6 +87,7 @@ def as_csv(report: Report) -> str:
             **{f"{p}_ns": (latency.get(p) or {}).get("value") for p in ("p50", "p90", "p99")},
             "speedup": speedup.get("ratio"), "speedup_low": low, "speedup_high": high,
             "accuracy": (candidate["accuracy"] or {}).get("value"), "accuracy_n": (candidate["accuracy"] or {}).get("n"),
+            "accuracy_split": (candidate["accuracy"] or {}).get("split"),
             "bytes": candidate["artifact"]["bytes"], "peak_rss_bytes": (candidate["memory"] or {}).get("peak_rss_bytes"),
             "verdict": candidate["verdict"], "format": candidate["artifact"]["format"], "options": json.dumps(candidate["options"]),
             "emulated": device["emulated"], **_trust(candidate),

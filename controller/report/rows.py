@@ -42,11 +42,18 @@ def row(device: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, st
         shown["energy mJ"] = _energy(candidate)
     return {
         **shown,
-        "accuracy": f"{accuracy['value']:.4f}" if accuracy and accuracy["value"] is not None else "-",
+        "accuracy": _accuracy(accuracy),
         "size MiB": f"{candidate['artifact']['bytes'] / 2**20:.2f}",
         "memory MiB": f"{memory['peak_rss_bytes'] / 2**20:.1f}" if memory else "-",
         "why not": one_line(candidate["rejected"] or ""),
     }
+
+
+def _accuracy(accuracy: Mapping[str, Any] | None) -> str:
+    """In brackets where it is that of the samples that chose."""
+    if not accuracy or accuracy["value"] is None:
+        return "-"
+    return f"{accuracy['value']:.4f}" if accuracy["split"] == "evaluation" else f"({accuracy['value']:.4f})"
 
 
 def columns(device: Mapping[str, Any]) -> list[str]:

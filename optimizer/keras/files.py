@@ -71,7 +71,9 @@ def _explained(reason: str) -> str:
     if "`Lambda` layer" in reason:
         return "it holds a Lambda layer, which is Python code: use layers of Keras instead"
     if unknown := _UNKNOWN.search(reason):
-        return f"Keras knows no {unknown[1]}, a class of your own: convert the model where that is defined, and give the .tflite or .onnx file"
+        return (
+            f"Keras knows no {unknown[1]}, a class of your own: convert the model where that is defined, and give the .tflite or .onnx file"
+        )
     return f"Keras does not read it: {reason[:_DETAIL]}"
 
 

@@ -81,12 +81,11 @@ class _Rebuild:
 
         return call
 
-    def _make(self, operation: Any) -> Callable[..., Any]:
+    def _make(self, operation: Any) -> Any:
         import keras
 
         if isinstance(operation, keras.Model):
-            nested: Callable[..., Any] = self.model(operation)
-            return nested
+            return self.model(operation)
         if isinstance(operation, keras.layers.Layer):
             return self._layer(operation)
         return _merge(operation)

@@ -66,7 +66,7 @@ def make_group(truths: Sequence[Truth], **changes: object) -> Group:
         "objective": "latency_p50",
         "constraints": {"accuracy_drop": 0.01},
         "inputs": "sha256:inputs",
-        "evaluation": Evaluation(("sha256:shard",), Reduction()),
+        "evaluation": Evaluation(("sha256:selection",), Reduction(), ("sha256:evaluation",)),
         **changes,
     }
     return Group(**known)  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ class FakeWorld:
         for key in evidence.accuracy:
             value = self.truth(key).accuracy
             score = Score(value, base, 100, base - value, Interval(value - base, value - base - 0.01, value - base + 0.01, 100))
-            found[key] = Scores(score, score, "top1", True)
+            found[key] = Scores(score, score if key in evidence.evaluated else None, "top1", True)
         return found
 
     def evidence(self, group: Group) -> Evidence:

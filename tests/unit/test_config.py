@@ -119,7 +119,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "torch with a bare file": (
         "model.onnx",
         "net.py",
-        "'net.py' has no format that is known; a model ends in one of .onnx, .tflite, .xml; torch's are",
+        "'net.py' has no format that is known; a model ends in one of .onnx, .tflite, .xml, .keras, .h5; torch's are",
     ),
     "torch beside what it is exported to": (
         "{path: model.onnx}",

@@ -179,7 +179,7 @@ def test_what_only_winners_are_asked_waits_for_the_end_of_the_search() -> None:
         for order in step.orders:
             world.answer(order)
     assert stages == {"screen", "accuracy", "compare"}
-    assert next_step(group, world.evidence(group)).stage == "memory"
+    assert next_step(group, world.evidence(group)).stage == "evaluate"
     heavy = make_group(FIRST, objective="memory")
     world = FakeWorld(FIRST)
     stages = set()

@@ -12,11 +12,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.evidence import ACCURACY, COMPARE, CONFIRM, CONTROL, ENERGY, MEMORY, PROFILE, SCREEN, Evidence, Group, fold, stage_of
+from controller.evidence import (
+    ACCURACY,
+    COMPARE,
+    CONFIRM,
+    CONTROL,
+    ENERGY,
+    EVALUATE,
+    MEMORY,
+    PROFILE,
+    SCREEN,
+    Evaluation,
+    Evidence,
+    Group,
+    fold,
+    stage_of,
+)
 from controller.planner import CONTENDERS, finalists, next_step
 from controller.selection import choose, too_slow
 from controller.transfer import Table
-from edgefarm.model import Attempt, Failure, FailureKind, LatencyWork, OrderState, OrderStatus
+from edgefarm.model import AccuracyWork, Attempt, Failure, FailureKind, LatencyWork, OrderState, OrderStatus, Reduction
 from tests.fakes.world import FakeWorld, Truth, entry, make_group
 
 BASE = Truth("source", 1_000_000, 0.92, 2_800_000)
@@ -50,7 +65,7 @@ def test_stages_come_in_order_and_each_order_is_given_once() -> None:
     world, group = FakeWorld(USUAL), make_group(USUAL)
     world.run(group)
     stages = [stage_of(o) for o in world.answered]
-    assert [s for i, s in enumerate(stages) if s not in stages[:i]] == [SCREEN, ACCURACY, COMPARE, MEMORY, PROFILE]
+    assert [s for i, s in enumerate(stages) if s not in stages[:i]] == [SCREEN, ACCURACY, COMPARE, EVALUATE, MEMORY, PROFILE]
     assert len(set(world.answered)) == len(world.answered)
     for status in world.orders.values():
         if isinstance(status.order.work, LatencyWork):
@@ -375,3 +390,27 @@ def test_a_wave_without_results_is_taken_apart_and_does_not_come_again() -> None
     evidence = run_with(world, group, tables)
     assert not silent & set(evidence.screened)
     assert choose(group, evidence, "d1").winner is not None
+
+
+@settings(max_examples=25, deadline=None)
+@given(worlds, st.integers(0, 3))
+def test_the_samples_of_the_report_are_run_by_the_baseline_and_what_was_chosen_and_by_nobody_before(
+    truths: tuple[Truth, ...], seed: int
+) -> None:
+    world, group = FakeWorld(truths, seed=seed), make_group(truths)
+    evidence = world.run(group)
+    choice = choose(group, evidence, "d1")
+    works = {i: s.order.work for i, s in world.orders.items() if isinstance(s.order.work, AccuracyWork)}
+    assert {w.shards for i, w in works.items() if stage_of(i) == ACCURACY} == {group.evaluation.selection}
+    assert {w.shards for i, w in works.items() if stage_of(i) == EVALUATE} <= {group.evaluation.report}
+    chosen = {choice.winner.key} if choice.winner is not None else set()
+    assert {group.baseline.key} | chosen == set(evidence.evaluated)
+    first = next(n for n, i in enumerate(world.answered) if stage_of(i) == EVALUATE)
+    assert not [i for i in world.answered[first:] if stage_of(i) in (SCREEN, ACCURACY, COMPARE)]
+
+
+def test_one_set_for_both_is_run_once() -> None:
+    truths = (BASE, replace(BASE, name="fast", latency_ns=BASE.latency_ns // 2))
+    world, group = FakeWorld(truths), make_group(truths, evaluation=Evaluation(("sha256:samples",), Reduction()))
+    assert world.run(group).evaluated == {}
+    assert EVALUATE not in {stage_of(i) for i in world.answered}

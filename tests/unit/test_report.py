@@ -150,7 +150,7 @@ def one_launch(evidence: Evidence) -> Evidence:
 
 
 def not_finite(evidence: Evidence) -> Evidence:
-    nan = {k: replace(s.evaluation, value=float("nan"), difference=None) for k, s in evidence.scores.items()}
+    nan = {k: replace(s.selection, value=float("nan"), difference=None) for k, s in evidence.scores.items()}
     return replace(evidence, scores={k: replace(s, evaluation=nan[k], selection=nan[k]) for k, s in evidence.scores.items()})
 
 
