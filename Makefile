@@ -8,7 +8,7 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 PROTO_STAMP := $(PROTO_VENV)/.stamp
 PROTOS := $(wildcard proto/edgefarm/v1/*.proto)
 
-.PHONY: setup demo example-imagenet example-ocr example-mixed example-pruned test test-long check format proto wheelhouse clean
+.PHONY: setup demo example-imagenet example-ocr example-mixed example-pruned example-keras test test-long check format proto wheelhouse clean
 
 setup: $(STAMP)
 
@@ -62,6 +62,12 @@ example-ocr: setup
 example-pruned: setup
 	@$(BIN)/python deploy/examples/pruned/prepare.py
 	@$(BIN)/controller deploy --fleet deploy/examples/pruned/edge.yaml
+
+# Needs Debian's package dataset-fashion-mnist and 2.5 GB for TensorFlow; some minutes, most of it training.
+example-keras: setup
+	@$(BIN)/python deploy/examples/keras/prepare.py
+	@$(BIN)/controller toolchain install keras
+	@$(BIN)/controller deploy --fleet deploy/examples/keras/edge.yaml
 
 example-mixed: setup
 	@$(BIN)/controller deploy --fleet deploy/examples/mixed/edge.yaml

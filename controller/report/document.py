@@ -15,6 +15,7 @@ from controller.selection import Choice
 from controller.verdicts import speedup
 from edgefarm import __version__
 from edgefarm.model import Artifact, DeploymentState, DeploymentStatus, Device, DeviceStatus, Failure, Run, Stage
+from optimizer.keras_source import is_keras
 
 SCHEMA = 1
 _SAID = 200
@@ -93,7 +94,8 @@ def _of_export(exported: Mapping[str, Any]) -> list[str]:
     if not exported:
         return []
     sizes = f"; {_FIXED}" if exported["fixed"] else ""
-    return [f"the baseline is the plain float conversion of {exported['from']} to ONNX{sizes}"]
+    made = "TFLite or ONNX, as the device runs" if is_keras(exported["from"]) else "ONNX"
+    return [f"the baseline is the plain float conversion of {exported['from']} to {made}{sizes}"]
 
 
 def _device(result: DeviceResult, origins: Mapping[str, Origin], not_built: Sequence[OptimizeFailure]) -> dict[str, Any]:

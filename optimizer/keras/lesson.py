@@ -61,19 +61,30 @@ class Lesson:
         rate = tf_keras.optimizers.schedules.CosineDecay(self._parameters.learning_rate, self.steps, alpha=0.02)
         optimizer = tf_keras.optimizers.Adam(rate)
         model.compile(optimizer=optimizer, loss=[self._loss(index) for index in range(len(self._teacher))])
+        optimizer.build(model.trainable_variables)  # so that its state is there to be restored
         saved = _Saved(self._context.checkpoints, name, model, optimizer)
-        epochs, began, loss = math.ceil(self.steps / self._batches), time.monotonic(), math.nan
-        for epoch in range(first := saved.restore(), epochs):
+        epochs, began = math.ceil(self.steps / self._batches), time.monotonic()
+        first, loss = saved.restore()
+        for epoch in range(first, epochs):
             steps = min(self._batches, self.steps - epoch * self._batches)
+            self._reseed(model, epoch)
             history = model.fit(
                 self._epoch(epoch, steps), epochs=epoch + 1, initial_epoch=epoch, steps_per_epoch=steps, callbacks=list(callbacks),
                 verbose=0, shuffle=False,
             )  # fmt: skip
             loss = float(history.history["loss"][-1])
-            saved.keep(epoch + 1)
+            saved.keep(epoch + 1, loss)
             left = (time.monotonic() - began) / (epoch + 1 - first) * (epochs - epoch - 1)
             self._context.tell(f"{name}: epoch {epoch + 1} of {epochs}, loss {loss:.4g}, {left:.0f} s left")
-        return f"{self.steps} steps" + ("" if math.isnan(loss) else f", loss {loss:.4g}")
+        return f"{self.steps} steps, loss {loss:.4g}"
+
+    def _reseed(self, model: Any, epoch: int) -> None:
+        """Dropouts draw what they draw in this epoch, however many went before: random operations count in the traced function."""
+        import tf_keras
+
+        if any(isinstance(each, tf_keras.__internal__.layers.BaseRandomLayer) for each in model.submodules):
+            tf_keras.utils.set_random_seed(self._context.seed + epoch)
+            model.make_train_function(force=True)
 
     def _epoch(self, epoch: int, steps: int) -> Any:
         """Batches of one epoch, in an order of its own."""
@@ -140,25 +151,25 @@ class _Saved:
         self._folder = folder / name if folder is not None else None
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
 
-    def restore(self) -> int:
-        """Epochs that are done already."""
+    def restore(self) -> tuple[int, float]:
+        """Epochs that are done already, and the loss in the last one."""
         if self._folder is None:
-            return 0
+            return 0, math.nan
         try:
             said = json.loads((self._folder / "done.json").read_bytes())
             self._checkpoint.read(str(self._folder / said["file"]))
         except (OSError, ValueError, KeyError):
-            return 0
-        return int(said["epochs"])
+            return 0, math.nan
+        return int(said["epochs"]), float(said["loss"])
 
-    def keep(self, epochs: int) -> None:
+    def keep(self, epochs: int, loss: float) -> None:
         """Writes the state, then the note that names it, then takes away the one before."""
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         file = f"epoch-{epochs}"
         self._checkpoint.write(str(self._folder / file))
-        atomic_write(self._folder / "done.json", json.dumps({"epochs": epochs, "file": file}).encode())
+        atomic_write(self._folder / "done.json", json.dumps({"epochs": epochs, "file": file, "loss": loss}).encode())
         for old in self._folder.glob(f"epoch-{epochs - 1}.*"):
             old.unlink()
 

@@ -6,7 +6,7 @@ clustering: Han et al., arXiv:1510.00149; quantisation: Jacob et al., arXiv:1712
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,9 +76,12 @@ def _cluster(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[A
     from tensorflow_model_optimization.python.core.clustering.keras import clustering_registry
     from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
 
+    names = set()
+
     def wrap(layer: Any) -> Any:
         if not _has_kernel(layer) or not clustering_registry.ClusteringRegistry.supports(layer):
             return layer
+        names.add(layer.name)
         return cluster.cluster_weights(
             layer,
             number_of_clusters=parameters.clusters,
@@ -89,8 +92,8 @@ def _cluster(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[A
     wrapped = _cloned(model, wrap, "clustering")
     said = lesson.train(wrapped, "clustering", [])
     clustered = clustering.strip_clustering(wrapped)
-    most = max(len(np.unique(array)) for array in _kernels(clustered) if array.size > parameters.clusters)
-    return clustered, f"at most {most} different weights in a layer; {said}"
+    most = max(len(np.unique(array)) for array in _kernels(layer for layer in clustered.layers if layer.name in names))
+    return clustered, f"at most {most} different weights in each of {len(names)} layers; {said}"
 
 
 def _quantize(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[Any, str]:
@@ -157,10 +160,10 @@ def _has_kernel(layer: Any) -> bool:
     return any(hasattr(layer, name) for name in _KERNELS)
 
 
-def _kernels(model: Any) -> list[Any]:
-    return [w.numpy() for layer in model.layers for w in layer.weights if w.name.split(":")[0].split("/")[-1] in _KERNELS]
+def _kernels(layers: Iterable[Any]) -> list[Any]:
+    return [w.numpy() for layer in layers for w in layer.weights if w.name.split(":")[0].split("/")[-1] in _KERNELS]
 
 
 def _zeros(model: Any) -> tuple[int, int]:
-    arrays = _kernels(model)
+    arrays = _kernels(model.layers)
     return sum(int((a == 0).sum()) for a in arrays), sum(a.size for a in arrays)

@@ -43,7 +43,7 @@ class Toolchain:
 
 TOOLCHAINS: Mapping[str, Toolchain] = {
     "litert": Toolchain("litert", "ONNX and torch models as TFLite: to_tflite (litert-torch)", 2.2),
-    "keras": Toolchain("keras", "Keras models as the source, and tfmot (TensorFlow, TensorFlow Model Optimization Toolkit)", 2.2),
+    "keras": Toolchain("keras", "Keras models as the source, and tfmot (TensorFlow, TensorFlow Model Optimization Toolkit)", 2.5),
     "nncf": Toolchain("nncf", "integers for OpenVINO's plugins: quantize_openvino (NNCF)", 0.7),
 }
 

@@ -78,7 +78,7 @@ def test_a_module_is_exported_pruned_and_measured(campaign: tuple[Path, dict[str
     assert Path(device["deployment"]["path"]).name == "model.onnx"
     events = [json.loads(line) for line in (fleet.parent / "events.jsonl").read_text().splitlines()]
     (exported,) = [e for e in events if e["event"] == "exported"]
-    assert (exported["function"], exported["fixed"]) == ("net.py:build", None)
+    assert (exported["origin"], exported["fixed"]) == ("net.py:build", None)
     assert Path(exported["path"]).is_relative_to(fleet.parent / ".edgefarm")
     assert {p.name for p in fleet.parent.iterdir() if p.suffix == ".onnx"} == set()
 
