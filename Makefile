@@ -63,7 +63,7 @@ example-pruned: setup
 	@$(BIN)/python deploy/examples/pruned/prepare.py
 	@$(BIN)/controller deploy --fleet deploy/examples/pruned/edge.yaml
 
-# Needs Debian's package dataset-fashion-mnist and 2.5 GB for TensorFlow; some minutes, most of it training.
+# Needs Debian's package dataset-fashion-mnist and 2.5 GB for TensorFlow; a quarter of an hour on two cores, most of it training.
 example-keras: setup
 	@$(BIN)/python deploy/examples/keras/prepare.py
 	@$(BIN)/controller toolchain install keras

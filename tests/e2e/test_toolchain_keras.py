@@ -26,6 +26,7 @@ from optimizer.process import PassReply, PassRequest, run_pass
 from optimizer.source import load_source
 from tests.e2e.command import deploy
 from tests.e2e.real_toolchains import WHERE, installed
+from tests.examples import EXAMPLES
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 Arrays = dict[str, Any]
@@ -174,6 +175,18 @@ def test_each_method_leaves_its_mark_in_the_file(method: str, generation: str, m
     with np.load(models / "evaluation.npz") as arrays:
         right = [int(np.argmax(lite_answers(path, {"image": image[None]})[0])) for image in arrays["image"]]
         assert np.mean(right == arrays["label"]) > 0.9
+
+
+def test_the_examples_own_layer_computes_in_integers(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "train.npz", x=random.random((640, 28, 28, 1)).astype(np.float32), label=random.integers(0, 10, 640))
+    script, out = EXAMPLES / "keras/quantize_config.py", tmp_path / "own.tflite"
+    python = str(toolchains.interpreter("keras"))
+    subprocess.run([python, str(script), "--data", str(tmp_path / "train.npz"), "--out", str(out)], check=True, timeout=600)
+    signature = load_source(out).signature
+    assert {s.dtype for s in (*signature.inputs, *signature.outputs)} == {"float32"}
+    assert signature.weight_dtypes["int8"] == 4, "two kernels, the matrix and the scale"
+    assert signature.op_types["MUL"] == 1
 
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(models: Path, store: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ select:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("model.onnx", "other.onnx", "model.tflite", "net.py"):
+    for name in ("model.onnx", "other.onnx", "model.tflite", "net.py", "net.h5"):
         (tmp_path / name).write_bytes(b"")
     np.savez(tmp_path / "evaluation.npz", x=np.zeros(1))
     return tmp_path
@@ -125,6 +125,17 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "{path: model.onnx}",
         '{path: "net.py:build", alternatives: [other.onnx]}',
         "model.alternatives[0]: 'other.onnx' is ONNX, as 'net.py:build' is",
+    ),
+    "Keras without a file": ("model.onnx", "net.keras", "edge.yaml:3: model.path: no such file"),
+    "Keras as an alternative": (
+        "{path: model.onnx}",
+        "{path: model.onnx, alternatives: [net.h5]}",
+        "model.alternatives[0]: 'net.h5' has no format that is known; a model ends in one of .onnx, .tflite, .xml",
+    ),
+    "Keras beside what it is exported to": (
+        "{path: model.onnx}",
+        "{path: net.h5, alternatives: [other.onnx]}",
+        "model.alternatives[0]: 'other.onnx' is ONNX, as 'net.h5' is",
     ),
     "server without a rate": (
         "select:",

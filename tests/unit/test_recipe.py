@@ -254,3 +254,41 @@ def test_a_pass_whose_library_is_missing_names_the_extra(monkeypatch: pytest.Mon
     monkeypatch.setattr(type(load_pass("to_openvino")), "tools", ("no-such-distribution",))
     with pytest.raises(RecipeError, match=r"to_openvino needs: pip install 'edgefarm\[openvino\]'"):
         expand([{"name": "a", "passes": [{"pass": "to_openvino"}]}], Space(CONV, True), 40)
+
+
+LITE = Signature(SPEC, SPEC, 3, "tflite", op_types={"CONV_2D": 9}, weight_dtypes={"float32": 20})
+KERAS = Space(CONV, True, ((Step("alternative", {"file": "m.tflite", "digest": "sha256:1"}), LITE),), None, 400, "sha256:2")
+
+
+def test_a_pass_on_the_original_is_given_its_digest_and_starts_from_what_it_became(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimizer.recipe.missing_tools", lambda used: [])
+    written = [{"name": "small", "passes": [{"pass": "tfmot", "sparsity": [0.5, 0.8], "quantize_aware": True}]}]
+    plans = expand(written, KERAS, 9)
+    assert names(plans) == ["small-sparsity0.5", "small-sparsity0.8"]
+    assert [step.pass_name for step in plans[0].steps] == ["alternative", "tfmot"]
+    assert plans[0].steps[1].parameters == {"sparsity": 0.5, "quantize_aware": True, "original": "sha256:2"}
+    assert expand(written, replace(KERAS, formats=ONNX), 9) == []
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "message"),
+    [
+        (replace(KERAS, original=""), {"clusters": 16}, "tfmot works on a Keras model: give one as model.path"),
+        (replace(KERAS, train=0), {"clusters": 16}, "tfmot trains: give data.train"),
+        (KERAS, {}, "choose one or more of sparsity, two_of_four, clusters and quantize_aware"),
+        (KERAS, {"clusters": 1}, "clusters: 1 leaves each layer one weight"),
+        (KERAS, {"sparsity": 1.0}, "less than 1"),
+    ],
+)
+def test_what_the_toolkit_cannot_do_is_told(space: Space, given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimizer.recipe.missing_tools", lambda used: [])
+    with pytest.raises(RecipeError, match=message):
+        expand([{"name": "small", "passes": [{"pass": "tfmot", **given}]}], space, 9)
+
+
+def test_auto_trains_a_keras_model_for_integers_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimizer.auto.missing_tools", lambda used: [])
+    aware = {p.name: p for p in expand("auto", KERAS, 99)}["tflite-int8-aware"]
+    assert aware.steps[-1] == Step("tfmot", {"original": "sha256:2", "quantize_aware": True})
+    for space in (replace(KERAS, original=""), replace(KERAS, train=0)):
+        assert "tflite-int8-aware" not in names(expand("auto", space, 99))
