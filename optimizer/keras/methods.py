@@ -72,6 +72,7 @@ def _prune(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[Any
 
 
 def _cluster(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[Any, str]:
+    import tf_keras
     from tensorflow_model_optimization.clustering import keras as clustering
     from tensorflow_model_optimization.python.core.clustering.keras import clustering_registry
     from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
@@ -79,7 +80,8 @@ def _cluster(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[A
     names = set()
 
     def wrap(layer: Any) -> Any:
-        if not _has_kernel(layer) or not clustering_registry.ClusteringRegistry.supports(layer):
+        depthwise = isinstance(layer, tf_keras.layers.DepthwiseConv2D)  # the toolkit takes it, and leaves it as it is
+        if depthwise or not _has_kernel(layer) or not clustering_registry.ClusteringRegistry.supports(layer):
             return layer
         names.add(layer.name)
         return cluster.cluster_weights(
