@@ -50,7 +50,11 @@ class Lesson:
         self._context, self._parameters = context, parameters
         self._inputs = [_rows(context.train.inputs[name]) for name in order]
         self._teacher = [np.asarray(v) for v in tf.nest.flatten(model.predict(self._joined(self._inputs), _TEACH_BATCH, verbose=0))]
-        self._labels = _labels(context.train, self._teacher)
+        labels = _labels(context.train, self._teacher)
+        self._labelled = labels is not None
+        self._wanted = self._teacher  # per output what the teacher says, and the label behind that where there are labels
+        if labels is not None:
+            self._wanted = [np.concatenate([self._teacher[0], labels[:, None].astype(np.float32)], axis=1)]
         self._batches = math.ceil(context.train.n / parameters.batch)
         self.steps = max(1, round(parameters.epochs * self._batches))
 
@@ -95,31 +99,21 @@ class Lesson:
         data = tf.data.Dataset.from_tensor_slices(np.arange(steps)).map(
             lambda step: tf.numpy_function(lambda i: order[i * size : (i + 1) * size].astype(np.int64), [step], tf.int64)
         )
-        kinds = [a.dtype for a in (*self._inputs, *self._wanted())]
-
-        def batch(indices: Any) -> list[Any]:
-            return [a[indices] for a in (*self._inputs, *self._wanted())]
+        arrays, count = (*self._inputs, *self._wanted), len(self._inputs)
 
         def pick(indices: Any) -> Any:
-            values = tf.numpy_function(batch, [indices], kinds)
-            for value, array in zip(values, (*self._inputs, *self._wanted())):
+            values = tf.numpy_function(lambda chosen: [a[chosen] for a in arrays], [indices], [a.dtype for a in arrays])
+            for value, array in zip(values, arrays):
                 value.set_shape((None, *array.shape[1:]))
-            count = len(self._inputs)
             return self._joined(values[:count]), self._joined(values[count:])
 
         return data.map(pick)
-
-    def _wanted(self) -> list[Any]:
-        """Per output the teacher's values, and the label behind them where there are labels."""
-        if self._labels is None:
-            return self._teacher
-        return [np.concatenate([self._teacher[0], self._labels[:, None].astype(np.float32)], axis=1)]
 
     def _loss(self, index: int) -> Any:
         """A loss of (wanted, output): cross-entropy for probabilities, else squared distance in units of the teacher's own variance."""
         import tensorflow as tf
 
-        said, hard, labelled = self._teacher[index], self._parameters.hard, self._labels is not None
+        said, hard, labelled = self._teacher[index], self._parameters.hard, self._labelled
         probable = _is_distribution(said)
         scale = max(float(said.var()), 1e-12)
 

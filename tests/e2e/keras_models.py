@@ -66,6 +66,12 @@ def with_lambda() -> Any:
     return keras.Model(entry, keras.layers.Lambda(lambda x: x * 2, name="y")(entry))
 
 
+def old_lambda() -> Any:
+    """Keras 2 runs its code when it reads the file."""
+    entry = tf_keras.Input((4,), name="x")
+    return tf_keras.Model(entry, tf_keras.layers.Lambda(lambda x: x * 2, name="y")(entry))
+
+
 @keras.saving.register_keras_serializable("mine")
 class Scale(keras.layers.Layer):
     """A layer of the user's own."""
@@ -90,6 +96,8 @@ def main(folder: Path) -> None:
     old = convolution(tf_keras, "two")
     old.save(folder / "two.keras")
     old.save(folder / "two.h5")
+    with_lambda().save(folder / "with_lambda.h5")
+    old_lambda().save(folder / "old_lambda.h5")
     for build in (operators, sequential, two_inputs, with_lambda, custom):
         build().save(folder / f"{build.__name__}.keras")
     images, labels = samples(12, 600)

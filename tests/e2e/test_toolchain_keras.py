@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import onnxruntime
@@ -99,6 +100,9 @@ def test_both_exports_are_one_network_under_the_names_of_the_keras_model(name: s
     ("name", "told"),
     [
         ("with_lambda.keras", "it holds a Lambda layer, which is Python code"),
+        ("with_lambda.h5", "it holds a Lambda layer, which is Python code"),
+        ("old_lambda.h5", "it holds a Lambda layer, which is Python code"),
+        ("elsewhere.keras", "Keras knows no function, a class of your own"),
         ("custom.keras", "Keras knows no Scale, a class of your own"),
         ("cut.keras", "Keras does not read it"),
         ("text.h5", "Keras does not read it"),
@@ -107,6 +111,10 @@ def test_both_exports_are_one_network_under_the_names_of_the_keras_model(name: s
 def test_what_cannot_be_read_is_told(name: str, told: str, models: Path, store: Path) -> None:
     (models / "cut.keras").write_bytes((models / "three.keras").read_bytes()[:5000])
     (models / "text.h5").write_text("no model")
+    with ZipFile(models / "elsewhere.keras", "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": "2.15.0"}))
+        function = {"module": "antigravity", "class_name": "function", "config": "fly", "registered_name": "function"}
+        archive.writestr("config.json", json.dumps({"module": "keras", "class_name": "Sequential", "config": {"layers": [function]}}))
     with pytest.raises(UserError, match=f"{name}: {told}"):
         export(models / name, store)
 
