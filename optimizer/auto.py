@@ -89,7 +89,7 @@ def drafts(
     if train and signature.format == "onnx" and not missing_tools(load_pass(TRAINED)):
         found += _pruned(facts, has_calibration, train, lite=lite)
     if train and original and signature.format == "tflite" and not missing_tools(load_pass(KERAS)):
-        found.append(Draft("tflite-int8-aware", ((KERAS, {"original": original, "quantize_aware": True}),)))
+        found.append(Draft("tflite-int8-aware", ((KERAS, {"original": original}),)))
     return found
 
 

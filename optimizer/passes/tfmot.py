@@ -39,7 +39,7 @@ class TfmotParameters(PassParameters):
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.0
     two_of_four: bool = False
     clusters: Annotated[int, Field(ge=0, le=256)] = 0
-    quantize_aware: bool = False
+    quantize_aware: bool = True
     epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
     batch: Annotated[int, Field(ge=1, le=65536)] = 64
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-4

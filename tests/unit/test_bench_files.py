@@ -73,8 +73,10 @@ def test_every_file_is_measured_beside_the_fleets_model_and_its_copy(count: int)
         keys = [c.key for c in work.contenders]
         assert (keys[0], keys[-1], len(keys) <= CONTENDERS) == (group.baseline.key, CONTROL, True)
     assert {c.key for w in latencies for c in w.contenders} == {e.key for e in group.entries} | {CONTROL}
-    for kind in (MemoryWork, AccuracyWork):
-        assert sorted(w.contender.key for w in works if isinstance(w, kind)) == sorted(e.key for e in group.entries)
+    assert sorted(w.contender.key for w in works if isinstance(w, MemoryWork)) == sorted(e.key for e in group.entries)
+    for shards in (group.evaluation.selection, group.evaluation.report):
+        ran = [w.contender.key for w in works if isinstance(w, AccuracyWork) and w.shards == shards]
+        assert sorted(ran) == sorted(e.key for e in group.entries)
     assert not any(isinstance(w, EnergyWork) for w in works)
     for entry in group.entries[1:]:
         judged = judge(group, entry, evidence)

@@ -266,7 +266,7 @@ def test_a_pass_on_the_original_is_given_its_digest_and_starts_from_what_it_beca
     plans = expand(written, KERAS, 9)
     assert names(plans) == ["small-sparsity0.5", "small-sparsity0.8"]
     assert [step.pass_name for step in plans[0].steps] == ["alternative", "tfmot"]
-    assert plans[0].steps[1].parameters == {"sparsity": 0.5, "quantize_aware": True, "original": "sha256:2"}
+    assert plans[0].steps[1].parameters == {"sparsity": 0.5, "original": "sha256:2"}
     assert expand(written, replace(KERAS, formats=ONNX), 9) == []
 
 
@@ -275,7 +275,7 @@ def test_a_pass_on_the_original_is_given_its_digest_and_starts_from_what_it_beca
     [
         (replace(KERAS, original=""), {"clusters": 16}, "tfmot works on a Keras model: give one as model.path"),
         (replace(KERAS, train=0), {"clusters": 16}, "tfmot trains: give data.train"),
-        (KERAS, {}, "choose one or more of sparsity, two_of_four, clusters and quantize_aware"),
+        (KERAS, {"quantize_aware": False}, "choose one or more of sparsity, two_of_four, clusters and quantize_aware"),
         (KERAS, {"clusters": 1}, "clusters: 1 leaves each layer one weight"),
         (KERAS, {"sparsity": 1.0}, "less than 1"),
     ],
@@ -289,6 +289,6 @@ def test_what_the_toolkit_cannot_do_is_told(space: Space, given: dict[str, Any],
 def test_auto_trains_a_keras_model_for_integers_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optimizer.auto.missing_tools", lambda used: [])
     aware = {p.name: p for p in expand("auto", KERAS, 99)}["tflite-int8-aware"]
-    assert aware.steps[-1] == Step("tfmot", {"original": "sha256:2", "quantize_aware": True})
+    assert aware.steps[-1] == Step("tfmot", {"original": "sha256:2"})
     for space in (replace(KERAS, original=""), replace(KERAS, train=0)):
         assert "tflite-int8-aware" not in names(expand("auto", space, 99))
