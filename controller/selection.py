@@ -300,6 +300,10 @@ def _why_not(group: Group, judgement: Judgement, winner: Judgement | None, evide
     ratio = against(mine, theirs, objective=group.objective)
     if about_speed(group) and ratio is not None and ratio.known and ratio.low > 1.0:
         return f"{ratio.value:.3f}x slower than the winner"
+    order = [(j.entry.size_bytes, harm(j.entry, evidence)) for j in (judgement, winner)]
+    if order[0] < order[1] or not _within_noise(group, winner, judgement, evidence):
+        shown = f" ({ratio.value:.3f}x, interval {ratio.low:.3f} to {ratio.high:.3f})" if ratio is not None and ratio.known else ""
+        return f"not sure to be as good as the best in {group.objective}{shown}"
     return f"as good as the winner in {group.objective}, but not smaller or more accurate"
 
 

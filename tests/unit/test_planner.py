@@ -98,6 +98,8 @@ def test_what_breaks_a_limit_never_wins_and_the_planner_ends(truths: tuple[Truth
     assert {j.entry.key for j in choice.judgements} == set(by_key)
     for judgement in choice.judgements:
         assert (judgement.rejected == "") == (choice.winner is not None and judgement.entry.key == choice.winner.key)
+        if choice.winner is not None and "but not smaller" in judgement.rejected:
+            assert by_key[judgement.entry.key].size >= by_key[choice.winner.key].size
     if choice.winner is not None:
         truth = by_key[choice.winner.key]
         assert truth.failure is None
