@@ -131,7 +131,7 @@ def request(made: Exported, models: Path, folder: Path, **parameters: Any) -> Pa
     data.take(range(8)).save_inputs(folder / "probe.pack")
     given = {"original": keras.artifact.digest, "epochs": 20.0, "batch": 32, "learning_rate": 2e-3, **parameters}
     return PassRequest(
-        PASSES["tfmot"], given, str(path), "", str(folder / "probe.pack"), str(folder / "work"), "", str(folder / "cancel"), 900,
+        PASSES["tfmot"], given, str(path), "", str(folder / "probe.pack"), str(folder / "pass"), "", str(folder / "cancel"), 900,
         given={keras.artifact.digest: str(keras.path)}, train=str(folder / "train.pack"), origin=str(made.path),
         checkpoints=str(folder / "checkpoints"), interpreter=str(toolchains.interpreter("keras")),
     )  # fmt: skip
@@ -215,10 +215,10 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(models: Path, store: 
     watcher.join()
     assert 1 <= json.loads(done.read_text())["epochs"] < 6
     Path(asked.cancel).unlink()
-    (tmp_path / "cut/work").rename(tmp_path / "cut/before")
+    (tmp_path / "cut/pass").rename(tmp_path / "cut/before")
     reply = run_pass(asked)
     assert reply.outcome == "changed", reply.detail
-    assert digest_file(tmp_path / "cut/work/out" / LITE) == digest_file(whole)
+    assert digest_file(tmp_path / "cut/pass/out" / LITE) == digest_file(whole)
 
 
 def test_a_campaign_from_a_keras_file(models: Path, tmp_path: Path) -> None:
