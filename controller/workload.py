@@ -58,7 +58,7 @@ class Workload:
 
     def shards(self) -> tuple[list[bytes], list[bytes]]:
         """Tensor packs of the samples that candidates are chosen by, and of those that they are reported on; none if they are the same."""
-        return list(shards(self.selection.inputs)), [] if self.same_data else list(shards(self.evaluation.inputs))
+        return shards(self.selection.inputs), [] if self.same_data else shards(self.evaluation.inputs)
 
     def latency_inputs(self) -> bytes:
         """A few samples that latency is measured with, as one tensor pack."""

@@ -104,7 +104,11 @@ def _hold_against(model: Any, run: Callable[[Path, list[Any]], list[Any]], targe
 
     feeds = example(model.inputs, rows)
     wanted = [np.asarray(v) for v in tf.nest.flatten(model(feeds if len(feeds) > 1 else feeds[0], training=False))]
-    for name, a, b in zip(output_names(model), wanted, run(target, feeds)):
+    try:
+        got = run(target, feeds)
+    except Exception as error:  # of either runtime
+        raise NotConverted(f"the converted file ({target.suffix}) does not run: {_said(error)}") from error
+    for name, a, b in zip(output_names(model), wanted, got):
         distance = float(np.linalg.norm(np.subtract(a, b, dtype=np.float64)))
         if a.shape != b.shape or not distance <= _TOLERANCE * float(np.linalg.norm(a)) + 1e-6:
             raise NotConverted(f"output {name!r} of the converted file ({target.suffix}) is not the model's own")

@@ -1,6 +1,6 @@
 """Pruning, clustering and quantisation-aware training by the TensorFlow Model Optimization Toolkit, each keeping what came before.
 
-Layers that the toolkit does not know are left as they are; how many it changed is told. Pruning: Zhu and Gupta, arXiv:1710.01878;
+Layers that the toolkit does not know are left as they are. Pruning: Zhu and Gupta, arXiv:1710.01878;
 clustering: Han et al., arXiv:1510.00149; quantisation: Jacob et al., arXiv:1712.05877.
 """
 
@@ -67,8 +67,8 @@ def _prune(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[Any
     zeros, total = _zeros(pruned)
     if not zeros:
         raise NotApplicable("pruning made no weight zero")
-    how = "two of four weights" if parameters.two_of_four else f"{zeros / total:.1%} of the weights"
-    return pruned, f"{how} are zero; {said}"
+    how = "two of four where layers allow it: " if parameters.two_of_four else ""
+    return pruned, f"{how}{zeros / total:.1%} of the weights are zero; {said}"
 
 
 def _cluster(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[Any, str]:
@@ -95,6 +95,8 @@ def _cluster(model: Any, lesson: Lesson, parameters: TfmotParameters) -> tuple[A
     said = lesson.train(wrapped, "clustering", [])
     clustered = clustering.strip_clustering(wrapped)
     most = max(len(np.unique(array)) for array in _kernels(layer for layer in clustered.layers if layer.name in names))
+    if most > parameters.clusters + parameters.prunes:  # zeros are kept beside the others
+        raise NotApplicable(f"clustering left {most} different weights in a layer")
     return clustered, f"at most {most} different weights in each of {len(names)} layers; {said}"
 
 

@@ -111,4 +111,7 @@ class Tfmot:
             raise PassFailure(FailureKind.LOAD, f"{path.name}: {error}") from error
         except (methods.NotApplicable, lite.NotConverted) as error:
             raise PassFailure(FailureKind.UNSUPPORTED_OP, str(error)) from error
-        return Changed("; ".join(done), by_order(before, inspect_model(out_dir / MAIN)))
+        after = inspect_model(out_dir / MAIN)
+        if parameters.quantize_aware and after.integers <= before.integers:
+            raise PassFailure(FailureKind.UNCHANGED, "TensorFlow's converter left no operator and no weight in integers")
+        return Changed("; ".join(done), by_order(before, after))
