@@ -6,6 +6,8 @@ run may be shorter (`min_duration_ms`), which its log says, and what makes perce
 
 from __future__ import annotations
 
+import ctypes
+import os
 import queue
 import re
 import statistics
@@ -71,11 +73,12 @@ def run(lane: Lane, settings: Settings, folder: Path) -> dict[str, Any]:
     served = _Server(loadgen, answer)
     lane.warm_up(Plan(0, 0, 0, 100_000_000, ""))
     rate = _rate(answer, lane, settings) if settings.kind == "offline" else 0.0
-    system = loadgen.ConstructFastSUT(served.issue if settings.kind != "server" else served.enqueue, lambda: None)
+    inline, cores = settings.kind != "server", _Apart()
+    system = loadgen.ConstructFastSUT(served.issue if inline else served.enqueue, lambda: None)
     samples = len(lane.feeds)
-    library = loadgen.ConstructQSL(samples, samples, lambda indices: None, lambda indices: None)
+    library = loadgen.ConstructQSL(samples, samples, lambda indices: cores.infer() if inline else None, lambda indices: None)
     try:
-        with served, uncollected():
+        with served, uncollected(), cores:
             told, logs = _settings(loadgen, settings, lane.typical_ns, rate), _logging(loadgen, folder)
             loadgen.StartTestWithLogSettings(system, library, told, logs, "")
     finally:
@@ -102,6 +105,31 @@ def read_summary(text: str) -> dict[str, Any]:
     reasons += [line.strip(" *") for line in advice.split("\n\n")[0].splitlines() if line.startswith(" *")]
     found = {name: float(match[1]) for name, pattern in _NUMBERS.items() if (match := re.search(pattern, text))}
     return {"result": result[1], "reasons": reasons if result[1] != "VALID" else [], "numbers": found}
+
+
+class _Apart:
+    """The thread that infers on the core where it is, LoadGen's on the others of this process, if there are any.
+
+    LoadGen writes its logs every 10 ms in a thread of its own; on the model's core it makes every tenth inference of a fast model slower.
+    Threads that the runtime has already keep their cores.
+    """
+
+    def __init__(self) -> None:
+        self._all = os.sched_getaffinity(0)
+        self._here = {ctypes.CDLL(None).sched_getcpu()} & self._all
+
+    def __enter__(self) -> None:
+        """What this thread starts from now on runs on the others; so does it itself, until it infers."""
+        if self._here and self._all - self._here:
+            os.sched_setaffinity(0, self._all - self._here)
+
+    def infer(self) -> None:
+        """This thread infers from now on."""
+        if self._here:
+            os.sched_setaffinity(0, self._here)
+
+    def __exit__(self, *_: object) -> None:
+        os.sched_setaffinity(0, self._all)
 
 
 class _Server:

@@ -104,7 +104,8 @@ class Pair:
 
 
 def compared(subject: Subject, seconds: float, runs: int, blocks: int, site: Site) -> dict[str, object]:
-    """One row of the result: ours over LoadGen's; a ratio is paired within a block, its interval is over fresh processes."""
+    """One row of the result: ours over LoadGen's. A ratio is paired within a block; a process has the median of its blocks, so that one in
+    which others' load met one of the two decides nothing; their mean and its interval are over fresh processes."""
     ratios: list[Quantiles] = []
     invalid: list[str] = []
     own_us: list[float] = []
@@ -118,7 +119,7 @@ def compared(subject: Subject, seconds: float, runs: int, blocks: int, site: Sit
                 ours = ours or pair.ours(f"{run}/{block}")
                 of_blocks.append([math.log(a / b) for a, b in zip(ours, theirs)])
                 invalid += [reason] if reason else []
-        p50, p90 = (math.exp(statistics.mean(values)) for values in zip(*of_blocks))
+        p50, p90 = (math.exp(statistics.median(values)) for values in zip(*of_blocks))
         ratios.append((p50, p90))
         own_us += pair.own_us
         line = f"{subject.name}, process {run + 1} of {runs}: ours / LoadGen's p50 {p50:.4f}, p90 {p90:.4f}; the last block: "
