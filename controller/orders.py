@@ -103,7 +103,7 @@ def _latency(
     contenders = [_contender(e) for e in entries]
     if control:
         contenders.append(Contender(control, group.baseline.candidate))
-    scenario, least = group.scenario, _least_inferences(group)
+    scenario, least = group.scenario, 1 if screening and not percentiles_asked(group) else _least_inferences(group)
     bursts, burst_ns = _SCREEN_BURSTS if screening else BURSTS, _BURST_NS
     if scenario.kind == "paced" and scenario.rate_per_s:
         burst_ns = max(_AT_A_RATE_NS, math.ceil(least * 1e9 / scenario.rate_per_s))

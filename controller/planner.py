@@ -174,7 +174,7 @@ def _confirm(group: Group, evidence: Evidence) -> Iterator[Order]:
             continue
         own = [x for x in evidence.launches.get(winner.key, ()) if x.device == device]
         if len(own) < ROUND and (device, winner.key) not in evidence.unconfirmed:
-            yield orders.confirmation(group, winner, range(ROUND), device)
+            yield orders.confirmation(group, winner, range(ROUND - len(own)), device)
 
 
 def _profile(group: Group, evidence: Evidence) -> Iterator[Order]:

@@ -211,10 +211,14 @@ def _beats(group: Group, judgement: Judgement, evidence: Evidence) -> bool:
 
 
 def _unconfirmed(group: Group, entry: Entry, evidence: Evidence, device: str) -> bool:
-    """Whether a short paired run on this very device failed to show that the candidate is no slower than the baseline."""
+    """Whether a short paired run on this very device failed to show that the candidate is no slower than the baseline.
+
+    What the device had of the comparison counts with it.
+    """
     launches = evidence.confirmed.get((device, entry.key))
     if not launches:
         return (device, entry.key) in evidence.unconfirmed
+    launches = (*(x for x in evidence.launches.get(entry.key, ()) if x.device == device), *launches)
     ratio = speedup(launches, objective="throughput" if group.objective == "throughput" else "latency_p50")
     return not ratio.known or ratio.low <= 1.0
 

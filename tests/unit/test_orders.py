@@ -71,6 +71,16 @@ def test_ten_launches_carry_the_percentile_that_is_asked_for(name: str) -> None:
     assert server.duration_ns / 1e9 * server.rate_per_s * orders.PERCENTILE_LAUNCHES >= needed
 
 
+def test_a_screening_only_ranks_so_an_inference_is_a_burst_unless_a_percentile_needs_more() -> None:
+    least = {}
+    for name in ("latency_p50", "latency_p99"):
+        group = make_group(TRUTHS, objective=name)
+        asked = [o.work for o in (orders.screening(group, group.entries), orders.comparison(group, group.entries, range(5)))]
+        least[name] = [work.min_inferences for work in asked if isinstance(work, LatencyWork)]
+    assert least["latency_p50"] == [1, 3]
+    assert least["latency_p99"][0] == least["latency_p99"][1] > 3
+
+
 @pytest.mark.parametrize(
     ("scenario", "screened"),
     [

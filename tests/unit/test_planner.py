@@ -28,7 +28,7 @@ from controller.evidence import (
     fold,
     stage_of,
 )
-from controller.planner import CONTENDERS, finalists, next_step
+from controller.planner import CONTENDERS, ROUND, finalists, next_step
 from controller.selection import choose, too_slow
 from controller.transfer import Table
 from edgefarm.model import AccuracyWork, Attempt, Failure, FailureKind, LatencyWork, OrderState, OrderStatus, Reduction
@@ -186,6 +186,22 @@ def test_every_device_of_a_class_confirms_what_it_did_not_compare_itself() -> No
     confirms = [s.order for s in world.orders.values() if stage_of(s.order.id) == CONFIRM]
     assert [o.device for o in confirms] == ["d2"]
     assert choose(group, evidence, "d2").winner == choose(group, evidence, "d1").winner
+
+
+def test_a_device_that_had_part_of_the_comparison_confirms_with_the_rest() -> None:
+    truths = (BASE, Truth("int8", 300_000, 0.92))
+    group, world = make_group(truths, devices=("d1", "d2")), FakeWorld(truths)
+    while next_step(group, world.evidence(group)).stage != CONFIRM:
+        for order in next_step(group, world.evidence(group)).orders:
+            world.answer(order)
+    [compared] = [s for s in world.orders.values() if stage_of(s.order.id) == COMPARE]
+    shared = tuple(replace(a, device="d2") if a.index < 2 else a for a in compared.attempts)
+    world.orders[compared.order.id] = replace(compared, attempts=shared)
+    asked = {o.device: o.work for o in next_step(group, world.evidence(group)).orders}
+    lengths = {name: len(work.launches) for name, work in asked.items() if isinstance(work, LatencyWork)}
+    assert lengths == {"d1": 2, "d2": ROUND - 2}
+    evidence = world.run(group)
+    assert [choose(group, evidence, name).winner for name in group.devices] == [group.entries[1]] * 2
 
 
 def test_an_order_that_is_underway_stays_wanted_whatever_its_first_launches_say() -> None:
