@@ -4,8 +4,8 @@ Examples run on this machine, in copies of their folders, by what `controller de
 in full with the same agents: accuracy, memory, and ten launches in rounds with the baseline. Device time is the sum over attempts, without
 what the report has of winners once they are chosen (`FOR_THE_REPORT`): that is the same whoever chose them. Measuring everything means on
 every device. Devices of a class would show the same, so it is done on one of them and counted for each; `device_time_ratio_shared` counts
-it once, as if racing alone did not know classes. The race's winner and the best one are compared by the exhaustive launches. Run it on a
-quiet machine.
+it once, as if racing alone did not know classes. The fastest of many measured by ten launches is partly the luckiest, so how much slower
+the race's winner is comes from fresh launches that hold both, which count for neither side. Run it on a quiet machine.
 
 Progress on stderr; the last line on stdout is one JSON object. `--svg FILE` writes the replay's curves.
 """
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,12 +41,14 @@ from controller.limits import broken
 from controller.planner import FINALISTS, Step
 from controller.selection import choose
 from controller.trials import Trials
-from controller.verdicts import speedup
+from controller.verdicts import against, speedup
 from controller.workload import load_workload
+from edgefarm.statistics import Interval
 from tests.benchmarks import replay
 from tests.examples import EXAMPLES
 
 EXHAUSTIVE = 10  # launches of every candidate
+DUEL = 20  # fresh ones of the race's winner and the exhaustive best
 FOR_THE_REPORT = (EVALUATE, PROFILE)
 
 
@@ -58,6 +61,13 @@ def exhaustive(group: Group, evidence: Evidence) -> Step:
     batches = [others[i : i + FINALISTS] for i in range(0, len(others), FINALISTS)]
     rounds = [orders.comparison(group, [group.baseline, *batch], range(EXHAUSTIVE)) for batch in batches]
     return Step(COMPARE, tuple(o for o in rounds if o.id not in evidence.ended))
+
+
+def duel(pairs: Mapping[str, tuple[Entry, Entry] | None], group: Group, evidence: Evidence) -> Step:
+    """The race's winner and the exhaustive best, by device, in launches of both and the baseline."""
+    both = [pair for name in group.devices if (pair := pairs[name]) is not None and pair[0] != pair[1]]
+    found = [orders.comparison(group, [group.baseline, *(e for e in pair if not e.baseline)], range(DUEL)) for pair in dict.fromkeys(both)]
+    return Step(COMPARE, tuple(o for o in found if o.id not in evidence.ended))
 
 
 def device_seconds(control: Control, run: str) -> dict[str, float]:
@@ -97,7 +107,10 @@ def example(name: str, folder: Path) -> dict[str, Any]:
         evidence, _ = trials.measure(groups, exhaustive)
         full = device_seconds(control, trials.run.name)
         winners = {d["name"]: d["winner"] for d in document["devices"]}
-        devices = [_device(g, n, evidence[n], winners[n]) for g in groups for n in g.devices]
+        pairs = {n: _pair(g, evidence[n], winners[n]) for g in groups for n in g.devices}
+        again = Trials(known, control, workload, state, events, "duel", {})
+        met, _ = again.measure(group(source, builds, again.present()[0], again.setting())[0], partial(duel, pairs))
+        devices = [_device(g, n, evidence[n], pairs[n], met[n]) for g in groups for n in g.devices]
     ratios = [d["latency_ratio_to_exhaustive"] for d in devices if d["latency_ratio_to_exhaustive"] is not None]
     choosing = sum(seconds for stage, seconds in raced.items() if stage not in FOR_THE_REPORT)
     classes = {g.device_class for g in groups}
@@ -112,19 +125,27 @@ def example(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _device(group: Group, name: str, evidence: Evidence, winner: Mapping[str, Any] | None) -> dict[str, Any]:
+def _pair(group: Group, evidence: Evidence, winner: Mapping[str, Any] | None) -> tuple[Entry, Entry] | None:
+    """The race's winner, and the best by what was measured in full; None without one of them."""
     best = min(feasible(group, evidence), key=lambda e: (logs(e, evidence), e.key), default=None)
-    digest = winner["artifact"]["digest"] if winner else ""
-    options = winner["options"] if winner else {}
-    same = [e for e in group.entries if e.candidate.artifact.digest == digest and dict(e.candidate.options) == options]
-    ratio = math.exp(logs(same[0], evidence) - logs(best, evidence)) if best and same else None
+    chosen = (winner["artifact"]["digest"], winner["options"]) if winner else None
+    mine = [e for e in group.entries if (e.candidate.artifact.digest, dict(e.candidate.options)) == chosen]
+    return (mine[0], best) if best and mine else None
+
+
+def _device(group: Group, name: str, evidence: Evidence, pair: tuple[Entry, Entry] | None, met: Evidence) -> dict[str, Any]:
     chosen = choose(group, evidence, name).winner
+    ratio: Interval | None = Interval(1.0, 1.0, 1.0, 0) if pair and pair[0] == pair[1] else None
+    if pair and ratio is None:
+        winner, best = (met.launches.get(e.key, ()) for e in pair)
+        ratio = against(best, winner, objective=group.objective)
     return {
         "name": name,
-        "winner": winner["variant"] if winner else None,
-        "best": best.variant if best else None,
+        "winner": pair[0].variant if pair else None,
+        "best": pair[1].variant if pair else None,
         "exhaustive_choice": chosen.variant if chosen else None,
-        "latency_ratio_to_exhaustive": None if ratio is None else round(ratio, 4),
+        "latency_ratio_to_exhaustive": None if ratio is None else round(ratio.value, 4),
+        "ci95": None if ratio is None else [round(ratio.low, 4), round(ratio.high, 4)],
         "launches": round(fmean(len(x) for x in evidence.launches.values()), 1) if evidence.launches else 0,
     }
 
