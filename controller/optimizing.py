@@ -144,8 +144,10 @@ class Optimizing:
         told = event.kind in ("changed", "failed") and not event.cached
         if event.kind == "working" and time.monotonic() - self._told.get(event.plan, -_TELL_EVERY_S) >= _TELL_EVERY_S:
             self._told[event.plan], told = time.monotonic(), True
-        text = f"{event.plan}: {event.pass_name}: {'failed: ' if event.kind == 'failed' else ''}{event.detail}" if told else ""
-        self._events.emit("pass", text, plan=event.plan, passed=event.pass_name, kind=event.kind, cached=event.cached)
+        drift = "" if event.drift is None else f", drift {event.drift:.2g}"
+        text = f"{event.plan}: {event.pass_name}: {'failed: ' if event.kind == 'failed' else ''}{event.detail}{drift}" if told else ""
+        told_too = {"kind": event.kind, "cached": event.cached, "drift": event.drift}
+        self._events.emit("pass", text, plan=event.plan, passed=event.pass_name, **told_too)
 
 
 def may_follow(fleet: Fleet) -> bool:

@@ -26,8 +26,11 @@ class Unchanged(Exception):
     """The pass left no evidence of its work."""
 
 
-def check(parent: Path, output: Path, used: Pass, probe: Dataset | None, io: Io | None = None) -> None:
+def check(parent: Path, output: Path, used: Pass, probe: Dataset | None, io: Io | None = None) -> float | None:
     """Checks a pass's output against its parent, whose tensors `io` maps to the output's.
+
+    Returns:
+        The largest drift of an output over the probe samples; None without samples, or where no output has a distance.
 
     Raises:
         Unchanged: the evidence that the pass names is not there.
@@ -44,8 +47,7 @@ def check(parent: Path, output: Path, used: Pass, probe: Dataset | None, io: Io 
         raise Unchanged("the same bytes")
     EVIDENCE[used.evidence](parent, output, before, after)
     run = through(open_model(output), io, after)
-    if probe is not None:
-        _compare_outputs(open_model(parent), run, before, used.drift, probe)
+    return None if probe is None else _compare_outputs(open_model(parent), run, before, used.drift, probe)
 
 
 def io_difference(before: Signature, after: Signature, *, fixed: bool = False) -> str:
@@ -126,8 +128,10 @@ EVIDENCE: Mapping[str, Callable[[Path, Path, Signature, Signature], None]] = {
 }
 
 
-def _compare_outputs(parent: Run, output: Run, signature: Signature, limit: float, probe: Dataset) -> None:
-    """Raises PassFailure if an output is not finite where the parent's is, has another shape, or is farther from it than `limit`.
+def _compare_outputs(parent: Run, output: Run, signature: Signature, limit: float, probe: Dataset) -> float | None:
+    """The largest drift.
+
+    Raises PassFailure if an output is not finite where the parent's is, has another shape, or is farther from it than `limit`.
 
     Where all outputs are indices, truth values or text, which have no distance, most have to be the parent's.
     """
@@ -144,12 +148,14 @@ def _compare_outputs(parent: Run, output: Run, signature: Signature, limit: floa
                 distances[spec.name].add(*pair)
             else:
                 others[spec.name].add(*pair)
-    for name, distance in distances.items():
+    compared = {name: distance for name, distance in distances.items() if distance.n}
+    for name, distance in compared.items():
         if distance.value > limit:
             raise PassFailure(FailureKind.NUMERIC, f"output {name!r} is off by {distance.value:.3g} (relative L2), allowed is {limit:g}")
     for name, other in others.items():
         if not floats and other.share > _OTHERS:
             raise PassFailure(FailureKind.NUMERIC, f"output {name!r}: {other.share:.0%} of the values are others than the parent's")
+    return max((distance.value for distance in compared.values()), default=None)
 
 
 @dataclass

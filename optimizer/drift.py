@@ -20,10 +20,12 @@ class Distance:
     """The drift of one output, sample by sample, so that no more than one has to be kept."""
 
     def __init__(self) -> None:
+        self.n = 0  # samples
         self._distance = self._norm = 0.0
 
     def add(self, want: Tensor, got: Tensor) -> None:
         """Takes outputs of equal shape. Counts where `want` is finite; one that is not finite there is infinitely far."""
+        self.n += 1
         usable = np.isfinite(want)
         x, y = want[usable].astype(np.float64), got[usable].astype(np.float64)
         self._distance += float(np.square(x - y).sum()) if np.isfinite(y).all() else math.inf

@@ -19,6 +19,7 @@ class LineageStep:
         tool_versions: distribution -> version.
         seconds: duration of pass and checks when they ran (a cache hit keeps it).
         changed: what the pass really changed, for people.
+        drift: the largest of an output from the parent's over the probe samples (`optimizer.drift`); None = not compared.
     """
 
     parent: str
@@ -27,6 +28,7 @@ class LineageStep:
     tool_versions: Mapping[str, str]
     seconds: float
     changed: str
+    drift: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As the report holds it."""
@@ -35,6 +37,7 @@ class LineageStep:
             "parameters": dict(self.parameters),
             "seconds": self.seconds,
             "changed": self.changed,
+            "drift": self.drift,
             "parent": self.parent,
             "tool_versions": dict(self.tool_versions),
         }
@@ -43,4 +46,4 @@ class LineageStep:
     def from_json(cls, value: Mapping[str, Any]) -> LineageStep:
         """Inverse of `as_json`."""
         names = ("parent", "parameters", "tool_versions", "seconds", "changed")
-        return cls(pass_name=value["pass"], **{name: value[name] for name in names})
+        return cls(pass_name=value["pass"], drift=value.get("drift"), **{name: value[name] for name in names})

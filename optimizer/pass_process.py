@@ -49,10 +49,10 @@ def _reply(request: PassRequest, work: Path) -> PassReply:
     started = time.perf_counter()
     used = load_path(request.pass_path)
     try:
-        changed, written = _run(request, used, work)
+        changed, written, drift = _run(request, used, work)
         outcome = PassReply(
             "changed", detail=changed.detail, format=FORMATS[written.suffix].name, io=as_json(changed.io) or {}, plain=changed.plain,
-            form=form(written),
+            form=form(written), drift=drift,
         )  # fmt: skip
     except checks.Unchanged as error:
         outcome = PassReply("unchanged", detail=str(error))
@@ -70,8 +70,8 @@ def _reply(request: PassRequest, work: Path) -> PassReply:
     return outcome.took(time.perf_counter() - started)
 
 
-def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, Path]:
-    """What the pass says, and the main file that it wrote."""
+def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, Path, float | None]:
+    """What the pass says, the main file that it wrote, and how far its outputs are from the parent's."""
     _settle_onnxruntime()
     (work / PHASE).write_text("pass")
     out, scratch = work / "out", work / "scratch"
@@ -95,8 +95,11 @@ def _run(request: PassRequest, used: Pass, work: Path) -> tuple[Changed, Path]:
     if len(written) != 1:
         raise PassFailure(FailureKind.CRASH, f"the pass wrote {len(written)} models instead of one")
     (work / PHASE).write_text("check")
-    checks.check(source, written[0], used, probe, changed.io)
-    return changed, written[0]
+    try:
+        drift = checks.check(source, written[0], used, probe, changed.io)
+    except checks.Unchanged as error:
+        raise checks.Unchanged(f"{error} ({changed.detail})") from error
+    return changed, written[0], drift
 
 
 def _samples(file: str, parent: Path, request: PassRequest) -> Dataset | None:

@@ -40,6 +40,7 @@ class Event:
     seconds: float = 0.0
     detail: str = ""
     cached: bool = False
+    drift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -328,12 +329,12 @@ class _Run:
         self._tell(course, key, reply, cached=False)
 
     def _tell(self, course: _Course, key: Key, reply: PassReply, *, cached: bool) -> None:
-        self.on_event(Event(reply.outcome, course.plan.name, key.pass_name, reply.seconds, reply.detail, cached))
+        self.on_event(Event(reply.outcome, course.plan.name, key.pass_name, reply.seconds, reply.detail, cached, reply.drift))
 
     def _apply(self, course: _Course, key: Key, used: Pass, entry: Entry) -> None:
         reply, last = entry.reply, course.at + 1 == len(course.plan.steps)
         if entry.artifact is not None:
-            step = LineageStep(key.parent, key.pass_name, key.parameters, key.tools, reply.seconds, reply.detail)
+            step = LineageStep(key.parent, key.pass_name, key.parameters, key.tools, reply.seconds, reply.detail, reply.drift)
             course.lineage = (*course.lineage, step)
             course.artifact = entry.artifact
             course.main = self.pipeline.cache.object_folder(entry.artifact) / entry.artifact.main_file

@@ -78,6 +78,7 @@ class PassReply:
         io: how the parent's tensors map to the output's, as JSON; empty = they are the same.
         plain: only the format was changed, no precision.
         form: of the output (`optimizer.form`); empty = not told.
+        drift: of the output from its parent (`optimizer.drift`); None = not compared.
     """
 
     outcome: str
@@ -89,6 +90,7 @@ class PassReply:
     io: Mapping[str, Any] = field(default_factory=dict)
     plain: bool = False
     form: str = ""
+    drift: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

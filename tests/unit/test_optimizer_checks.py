@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from edgefarm.model import FailureKind
@@ -45,6 +46,18 @@ def test_a_small_change_passes(tmp_path: Path) -> None:
     checks.check(parent, output, FAKE, PROBE)
 
 
+def test_the_drift_is_told(tmp_path: Path) -> None:
+    parent, output = files(tmp_path, scaled(1.01))
+    want, got = (
+        np.concatenate([onnxruntime.InferenceSession(file).run(["logits"], PROBE.feeds(i))[0] for i in range(PROBE.n)])
+        for file in (parent, output)
+    )
+    expected = np.linalg.norm((got - want).astype(np.float64)) / np.linalg.norm(want.astype(np.float64))
+    assert expected > 1e-3
+    assert checks.check(parent, output, FAKE, PROBE) == pytest.approx(expected, rel=1e-4)
+    assert checks.check(parent, output, FAKE, None) is None
+
+
 def test_drift_beyond_the_limit(tmp_path: Path) -> None:
     found = failure(tmp_path, scaled(1.5))
     assert found.kind is FailureKind.NUMERIC
@@ -64,7 +77,7 @@ def classifier(folder: Path, name: str, scale: float, noise: float) -> Path:
 def test_indices_alone_are_compared_too(tmp_path: Path) -> None:
     probe = Dataset({"x": np.random.default_rng(0).normal(size=(20, 1, 16)).astype(np.float32)})
     parent, near, broken = (classifier(tmp_path, n, *how) for n, how in (("a", (1, 0)), ("b", (1, 0.1)), ("c", (-1, 0))))
-    checks.check(parent, near, FAKE, probe)
+    assert checks.check(parent, near, FAKE, probe) is None, "indices have no distance"
     with pytest.raises(PassFailure, match=r"output 'best': \d+% of the values are others than the parent's") as caught:
         checks.check(parent, broken, FAKE, probe)
     assert caught.value.kind is FailureKind.NUMERIC

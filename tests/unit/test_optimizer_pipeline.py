@@ -73,6 +73,8 @@ def test_a_plan_becomes_a_variant(lines: Pipeline, source: Source) -> None:
     assert (variant.artifact.format, variant.io, variant.plans) == ("onnx", None, (STATIC,))
     (step,) = variant.lineage
     assert (step.parent, step.pass_name, step.changed) == (source.artifact.digest, "quantize_static", "2 of 2 Conv, 1 of 1 Gemm quantised")
+    assert step.drift is not None
+    assert 0 < step.drift < 0.2
     assert step.parameters["calibration"] == "minmax"
     assert set(step.tool_versions) == {"onnx", "onnxruntime", "onnxslim", "numpy"}
     assert LineageStep.from_json(json.loads(json.dumps(step.as_json()))) == step
@@ -191,7 +193,7 @@ def test_normalisers_are_skipped_or_passed_over(lines: Pipeline, source: Source)
     chain = Plan("chain", (Step("fake_normaliser", {"how": "raise"}), Step("fake_normaliser", {"how": "copy"}), Step("convert_float16")))
     alone, broken, variant = run(lines, source, fake("copy", "fake_normaliser"), fake("raise", "fake_normaliser"), chain)
     assert isinstance(alone, Skipped)
-    assert alone.reason == "fake_normaliser: the same bytes"
+    assert alone.reason == "fake_normaliser: the same bytes (copy)"
     assert isinstance(broken, Failed)
     assert isinstance(variant, Variant)
     assert [s.pass_name for s in variant.lineage] == ["convert_float16"]
