@@ -8,7 +8,7 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 PROTO_STAMP := $(PROTO_VENV)/.stamp
 PROTOS := $(wildcard proto/edgefarm/v1/*.proto)
 
-.PHONY: setup demo example-imagenet example-ocr example-mixed example-pruned example-keras test test-long check format proto wheelhouse clean
+.PHONY: setup demo example-imagenet example-ocr example-mixed example-pruned example-keras example-minilm test test-long check format proto wheelhouse clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,10 @@ example-keras: setup
 	@$(BIN)/python deploy/examples/keras/prepare.py
 	@$(BIN)/controller toolchain install keras
 	@$(BIN)/controller deploy --fleet deploy/examples/keras/edge.yaml
+
+example-minilm: setup
+	@$(BIN)/python deploy/examples/minilm/prepare.py
+	@$(BIN)/controller deploy --fleet deploy/examples/minilm/edge.yaml
 
 example-mixed: setup
 	@$(BIN)/controller deploy --fleet deploy/examples/mixed/edge.yaml

@@ -41,6 +41,8 @@ class _Facts:
     others: bool
     quantised: bool
     half: bool
+    normalised: bool
+    lookups: bool
 
     @classmethod
     def of(cls, signature: Signature) -> _Facts:
@@ -53,7 +55,14 @@ class _Facts:
             quantised=any("Quantize" in name or "Integer" in name or name.startswith("QLinear") for name in signature.op_types)
             or (signature.format != "onnx" and signature.integers > 0),
             half=not any(signature.weight_dtypes.get(name) for name in _FLOATS),
+            normalised=count("LayerNormalization", 0) > 0,
+            lookups=count("Gather", 0) > 0,
         )
+
+    @property
+    def mostly_products(self) -> bool:
+        """Whether the model is a transformer or the like, where what helps differs from what helps convolutions."""
+        return self.products > 2 * self.convolutions
 
 
 def weighted_layers(signature: Signature) -> int:
@@ -121,8 +130,8 @@ def _pruned(facts: _Facts, has_calibration: bool, train: int, *, lite: bool) -> 
 def _onnx(signature: Signature, has_calibration: bool) -> Iterator[Draft]:
     facts = _Facts.of(signature)
     families = [_static(facts) if has_calibration else iter(()), _dynamic(facts), _plain(facts)]
-    if facts.products > 2 * facts.convolutions:  # matrix products quantise well on the fly, and keep more accuracy
-        families[0], families[1] = families[1], families[0]
+    if facts.mostly_products:  # they quantise well on the fly, and keep more accuracy
+        families = [_dynamic(facts), families[0], _weights(facts), _plain(facts)]
     for family in families:
         yield from family
 
@@ -145,7 +154,7 @@ def _tflite_integers(has_calibration: bool) -> Iterator[Draft]:
 def _openvino(facts: _Facts, has_calibration: bool) -> Iterator[Draft]:
     yield Draft("openvino", (("to_openvino", {}),))
     if has_calibration and not facts.half and not facts.quantised and not missing_tools(load_pass("quantize_openvino")):
-        transformer: Parameters = {"transformer": True} if facts.products > 2 * facts.convolutions else {}
+        transformer: Parameters = {"transformer": True} if facts.mostly_products else {}
         yield Draft("openvino-int8", (("to_openvino", {}), ("quantize_openvino", transformer)))
         yield Draft("openvino-int8-mixed", (("to_openvino", {}), ("quantize_openvino", {"preset": "mixed", **transformer})))
     if not facts.half and not facts.quantised:
@@ -170,6 +179,9 @@ def _static(facts: _Facts) -> Iterator[Draft]:
     if facts.convolutions and facts.products:
         yield _after_graph("int8-static-conv", "quantize_static", per_channel=True, op_types="Conv")
         yield _after_graph("int8-static-matmul", "quantize_static", op_types="Gemm,MatMul")
+    if facts.normalised and facts.products:  # where a few channels of the activations are far larger than the others
+        products: Parameters = {"per_channel": True, "op_types": "Gemm,MatMul"}
+        yield Draft("int8-static-smooth", (("graph", {}), ("smooth", {}), ("quantize_static", products)))
     yield _after_graph("int8-static-signed", "quantize_static", per_channel=True, activation="s8", activation_symmetric=True)
     yield _after_graph("int8-static-7bit", "quantize_static", per_channel=True, reduce_range=True)
     if facts.grouped:  # their few weights per channel shift the means most: there it halves the drift, elsewhere it may raise it
@@ -185,6 +197,18 @@ def _dynamic(facts: _Facts) -> Iterator[Draft]:
     yield _after_graph("int8-dynamic", "quantize_dynamic")
     if facts.products > facts.convolutions:
         yield _after_graph("int8-dynamic-per-channel", "quantize_dynamic", per_channel=True, weight="s8")
+        # signed weights are faster on x86, and overflow 16-bit sums there unless they keep to seven bits
+        yield _after_graph("int8-dynamic-7bit", "quantize_dynamic", per_channel=True, weight="s8", reduce_range=True)
+
+
+def _weights(facts: _Facts) -> Iterator[Draft]:
+    """Integers in the file and in memory, floats in the products: small, and fast where reading weights takes longer than multiplying."""
+    if facts.quantised or facts.half:
+        return
+    yield _after_graph("int8-weights", "quantize_weights", bits=8)
+    yield _after_graph("int4-weights", "quantize_weights", bits=4)
+    if facts.lookups:
+        yield _after_graph("int4-weights-lookups", "quantize_weights", bits=4, embeddings=True)
 
 
 def _plain(facts: _Facts) -> Iterator[Draft]:

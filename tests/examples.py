@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "deploy" / "examples"
-FASHION, IMAGENET, KERAS, MIXED, OCR = (EXAMPLES / name for name in ("fashion", "imagenet", "keras", "mixed", "ocr"))
+FASHION, IMAGENET, KERAS, MINILM, MIXED, OCR = (EXAMPLES / name for name in ("fashion", "imagenet", "keras", "minilm", "mixed", "ocr"))
 
 
 def script(folder: Path, name: str) -> ModuleType:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from controller.config.schema import FleetFile, MetricFunction
-from tests.examples import EXAMPLES, FASHION, IMAGENET, KERAS, MIXED, OCR, fleet_of, script
+from tests.examples import EXAMPLES, FASHION, IMAGENET, KERAS, MINILM, MIXED, OCR, fleet_of, script
 
 SPLITS = {"calibration": 300, "selection": 700, "evaluation": 1500}
 
@@ -132,7 +132,7 @@ def test_plain_fleet_files_ask_for_local_devices_only(folder: Path, threads: dic
     assert fleet["data"]["metric"] == "top1"
 
 
-@pytest.mark.parametrize("folder", [FASHION, IMAGENET, OCR, MIXED, KERAS], ids=lambda p: p.name)
+@pytest.mark.parametrize("folder", [FASHION, IMAGENET, OCR, MIXED, KERAS, MINILM], ids=lambda p: p.name)
 def test_fleet_files_have_the_schema_and_say_what_they_are(folder: Path) -> None:
     fleet = FleetFile.model_validate(fleet_of(folder))
     assert (fleet.version, fleet.name, fleet.rollout.activate) == (1, folder.name, "file")

@@ -112,6 +112,26 @@ def test_auto_puts_dynamic_first_for_matrix_products() -> None:
     assert names(expand("auto", Space(TEXT, True), 40))[0] == "int8-dynamic"
 
 
+def test_auto_stores_weights_as_integers_where_most_is_matrix_products() -> None:
+    def drafted(model: Signature) -> set[str]:
+        return {n for n in names(expand("auto", Space(model, False, formats=ONNX), 40)) if "weights" in n}
+
+    with_lookups = replace(TEXT, op_types={**TEXT.op_types, "Gather": 1})
+    assert drafted(TEXT) == {"int8-weights", "int4-weights"}
+    assert drafted(with_lookups) == {"int8-weights", "int4-weights", "int4-weights-lookups"}
+    assert drafted(CONV) == set()
+    assert drafted(replace(TEXT, weight_dtypes={"float16": 20})) == set()
+    assert drafted(replace(TEXT, op_types={**TEXT.op_types, "MatMulInteger": 30})) == set()
+
+
+@pytest.mark.parametrize(("model", "samples", "smooths"), [("norm", True, True), ("norm", False, False), ("plain", True, False)])
+def test_auto_smooths_what_a_normalisation_scales(model: str, samples: bool, smooths: bool) -> None:
+    signature = replace(TEXT, op_types={**TEXT.op_types, "LayerNormalization": 13}) if model == "norm" else TEXT
+    plans = expand("auto", Space(signature, samples, formats=ONNX), 40)
+    found = [[s.pass_name for s in p.steps] for p in plans if any(s.pass_name == "smooth" for s in p.steps)]
+    assert found == ([["graph", "smooth", "quantize_static"]] if smooths else [])
+
+
 @pytest.mark.parametrize(("train", "epochs"), [(60_000, 3.0), (3_500, 18.0), (20, 30.0)])
 def test_auto_prunes_and_trains_at_last_where_there_are_samples(train: int, epochs: float) -> None:
     without, plans = (expand("auto", Space(CONV, True, formats=ONNX, train=n), 40) for n in (0, train))
