@@ -66,8 +66,8 @@ def exhaustive(group: Group, evidence: Evidence) -> Step:
 def duel(pairs: Mapping[str, tuple[Entry, Entry] | None], group: Group, evidence: Evidence) -> Step:
     """The race's winner and the exhaustive best, by device, in launches of both and the baseline."""
     both = [pair for name in group.devices if (pair := pairs[name]) is not None and pair[0] != pair[1]]
-    found = [orders.comparison(group, [group.baseline, *(e for e in pair if not e.baseline)], range(DUEL)) for pair in dict.fromkeys(both)]
-    return Step(COMPARE, tuple(o for o in found if o.id not in evidence.ended))
+    found = [orders.comparison(group, [group.baseline, *(e for e in pair if not e.baseline)], range(DUEL)) for pair in both]
+    return Step(COMPARE, tuple({o.id: o for o in found if o.id not in evidence.ended}.values()))
 
 
 def device_seconds(control: Control, run: str) -> dict[str, float]:
