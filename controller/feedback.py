@@ -15,19 +15,21 @@ from optimizer.pipeline import PlanOutcome, Variant
 from optimizer.refinements import Results, Seen, Tried
 
 
-def results(outcomes: Sequence[Sequence[PlanOutcome]], groups: Sequence[Group], evidence: Mapping[str, Evidence], layers: int) -> Results:
+def results(
+    outcomes: Sequence[Sequence[PlanOutcome]], groups: Sequence[Group], evidence: Mapping[str, Evidence], layers: int, *, samples: bool
+) -> Results:
     """Plans with what became of them, and the gains of those that would be chosen now.
 
     Args:
         outcomes: by look.
         evidence: by group id.
-        layers: as in Results.
+        layers, samples: as in Results.
     """
     asked = [g for g in groups if not g.cannot_choose]
     tried = tuple(t for number, found in enumerate(outcomes, start=1) for one in found for t in _tried(one, number, asked, evidence))
     leaders = {where(g): leader for g in asked if (leader := _leader(g, evidence[g.id])) is not None}
     spent = all(evidence[g.id].spent_ns >= g.budget_ns for g in asked)
-    return Results(tried, leaders, layers, spent)
+    return Results(tried, leaders, layers, spent, samples)
 
 
 def where(group: Group) -> str:

@@ -82,7 +82,8 @@ class Optimizing:
             evidence: by group id.
         """
         layers = max(weighted_layers(s.signature) for s in (self._workload.source, *self._workload.alternatives))
-        results = feedback.results([[*self._given, *self._looks[0]], *self._looks[1:]], groups, evidence, layers)
+        outcomes, samples = [[*self._given, *self._looks[0]], *self._looks[1:]], self._workload.calibration is not None
+        results = feedback.results(outcomes, groups, evidence, layers, samples=samples)
         step = search.look(results, self._ended(), self._budget, self._minutes)
         number = len(self._looks) + 1
         if isinstance(step, search.Finished):

@@ -14,7 +14,7 @@ from edgefarm.model import Scalar
 from optimizer.recipe import Plan, Step, parameters_in_full, varied
 
 FLOOR = math.log1p(0.02)  # of a gain: less is noise, and matters to nobody
-PRUNING, QUANTISATION = "prune_structured", "quantize_static"
+PRUNING, QUANTISATIONS = "prune_structured", ("quantize_static", "quantize_dynamic")
 _RATIO, _FLOAT_LAYERS = "ratio", "float_layers"
 _GRID = 20  # ratios are multiples of 1 / _GRID
 _BOLDEST = 18  # of _GRID
@@ -77,12 +77,14 @@ class Results:
         leaders: class -> gain of what would be chosen there now; the baseline's is 0.
         layers: layers of the model that may hold weights.
         spent: no device has time left to measure.
+        samples: there are calibration samples, which show what a layer does.
     """
 
     tried: tuple[Tried, ...]
     leaders: Mapping[str, float] = field(default_factory=dict)
     layers: int = 0
     spent: bool = False
+    samples: bool = True
 
     def may_lead(self, where: str, gain: float) -> bool:
         """Whether a gain beats the leader by more than noise."""
@@ -119,11 +121,11 @@ def prune_otherwise(results: Results) -> Iterator[Proposal]:
 
 
 def keep_layers_in_float(results: Results) -> Iterator[Proposal]:
-    """Mixed precision: of a static quantisation that would lead but for its accuracy, layers go back to float, most harmful first.
+    """Mixed precision: of a quantisation that would lead but for its accuracy, layers go back to float, most harmful first.
 
     Their number doubles until the limit holds in every class where it matters, then it is bisected to the fewest, as long as it pays.
     """
-    for points in _quantised(results.tried).values():
+    for points in _quantised(results.tried).values() if results.samples else ():
         for where in results.leaders:
             if 0 not in points or not points[0].on(where).breaks:
                 continue
@@ -200,7 +202,7 @@ def _pruned(tried: Sequence[Tried]) -> dict[str, dict[str, dict[int, Tried]]]:
     """Plans that prune, by all but the ratio: first up to the pruning, then what follows it, then the ratio on the grid."""
     found: dict[str, dict[str, dict[int, Tried]]] = {}
     for each in tried:
-        at = _place(each.plan, PRUNING)
+        at = _place(each.plan, (PRUNING,))
         if at is not None:
             before = _key((*each.plan.steps[:at], varied(each.plan.steps[at], **{_RATIO: 0.5})))
             ratio = round(float(_full(each.plan.steps[at], _RATIO)) * _GRID)
@@ -209,10 +211,10 @@ def _pruned(tried: Sequence[Tried]) -> dict[str, dict[str, dict[int, Tried]]]:
 
 
 def _quantised(tried: Sequence[Tried]) -> dict[str, dict[int, Tried]]:
-    """Plans that quantise statically, by all but the number of layers in float, then by that."""
+    """Plans that quantise, by all but the number of layers in float, then by that."""
     found: dict[str, dict[int, Tried]] = {}
     for each in tried:
-        at = _place(each.plan, QUANTISATION)
+        at = _place(each.plan, QUANTISATIONS)
         if at is not None:
             step = each.plan.steps[at]
             family = _key((*each.plan.steps[:at], varied(step, **{_FLOAT_LAYERS: 0}), *each.plan.steps[at + 1 :]))
@@ -221,7 +223,7 @@ def _quantised(tried: Sequence[Tried]) -> dict[str, dict[int, Tried]]:
 
 
 def _at_ratio(plan: Plan, ratio: int) -> Plan:
-    at = _place(plan, PRUNING)
+    at = _place(plan, (PRUNING,))
     assert at is not None
     share = round(ratio / _GRID, 2)
     before = f"{100 * float(_full(plan.steps[at], _RATIO)):.0f}"
@@ -230,14 +232,14 @@ def _at_ratio(plan: Plan, ratio: int) -> Plan:
 
 
 def _with_float(plan: Plan, layers: int) -> Plan:
-    at = _place(plan, QUANTISATION)
+    at = _place(plan, QUANTISATIONS)
     assert at is not None
     step = varied(plan.steps[at], **{_FLOAT_LAYERS: layers})
     return Plan(f"{plan.name}-float{layers}", _replaced(plan.steps, at, step))
 
 
-def _place(plan: Plan, pass_name: str) -> int | None:
-    return next((i for i, step in enumerate(plan.steps) if step.pass_name == pass_name), None)
+def _place(plan: Plan, pass_names: Sequence[str]) -> int | None:
+    return next((i for i, step in enumerate(plan.steps) if step.pass_name in pass_names), None)
 
 
 def _replaced(steps: tuple[Step, ...], at: int, step: Step) -> tuple[Step, ...]:

@@ -54,6 +54,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("convert_float16", {}),
     ("quantize_dynamic", {}),
     ("quantize_dynamic", {"per_channel": True, "weight": "s8"}),
+    ("quantize_dynamic", {"float_layers": 1, "per_channel": True, "weight": "s8"}),
     ("quantize_static", {}),
     ("quantize_static", {"per_channel": True, "activation": "s8", "activation_symmetric": True}),
     ("quantize_static", {"calibration": "entropy", "per_channel": True}),

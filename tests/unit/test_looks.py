@@ -294,7 +294,7 @@ def test_the_search_is_told_gain_and_excess_of_every_plan() -> None:
     plans = {t.name: plan_of(t.name) for t in FIRST[1:]}
     failed = Failed(plan_of("never"), Failure(FailureKind.UNCHANGED, "nothing", Stage.OPTIMIZE))
     looks = [[outcome(t, plans[t.name]) for t in FIRST[1:4]], [outcome(FIRST[4], plans["slow"]), failed]]
-    found = feedback.results(looks, [group], {group.id: world.evidence(group)}, layers=7)
+    found = feedback.results(looks, [group], {group.id: world.evidence(group)}, layers=7, samples=True)
     by_name = {t.plan.name: t for t in found.tried}
     assert {name: t.look for name, t in by_name.items()} == {"fine": 1, "lossy": 1, "alike": 1, "slow": 2, "never": 2}
     assert by_name["never"].failed
@@ -309,7 +309,7 @@ def test_the_search_is_told_gain_and_excess_of_every_plan() -> None:
     assert slow.excess is None
     assert (found.layers, found.spent) == (7, False)
     poor = replace(group, budget_ns=1)
-    assert feedback.results(looks, [poor], {poor.id: world.evidence(poor)}, layers=7).spent
+    assert feedback.results(looks, [poor], {poor.id: world.evidence(poor)}, layers=7, samples=True).spent
 
 
 @pytest.mark.parametrize(("drop", "confidence", "excess"), [(0.25, None, -0.03), (0.25, 0.95, None), (None, None, None)])
@@ -319,7 +319,7 @@ def test_an_excess_is_known_where_a_limit_and_the_number_are(drop: float | None,
     known = Evidence(accuracy={entry(FIRST[2]).key: None})  # type: ignore[dict-item]
     world = FakeWorld(FIRST)
     known = replace(known, scores=world.scores(group, replace(known, accuracy={entry(FIRST[2]).key: None})))  # type: ignore[dict-item]
-    (tried,) = feedback.results([[outcome(FIRST[2], plan_of("lossy"))]], [group], {group.id: known}, 1).tried
+    (tried,) = feedback.results([[outcome(FIRST[2], plan_of("lossy"))]], [group], {group.id: known}, 1, samples=True).tried
     assert tried.on("d1").excess == (None if excess is None else pytest.approx(excess))
 
 
@@ -328,10 +328,10 @@ def test_an_accuracy_to_reach_counts_by_its_direction() -> None:
     world = FakeWorld(FIRST)
     known = Evidence(scores=world.scores(group, Evidence(accuracy={entry(t).key: None for t in FIRST})))  # type: ignore[dict-item]
     both = [outcome(FIRST[1], plan_of("fine")), outcome(FIRST[2], plan_of("lossy"))]
-    tried = feedback.results([both], [group], {group.id: known}, 1).tried
+    tried = feedback.results([both], [group], {group.id: known}, 1, samples=True).tried
     assert [t.on("d1").excess for t in tried] == [pytest.approx(-0.17), pytest.approx(0.05)]
     lower = replace(known, scores={k: replace(s, higher_is_better=False) for k, s in known.scores.items()})
-    tried = feedback.results([both], [group], {group.id: lower}, 1).tried
+    tried = feedback.results([both], [group], {group.id: lower}, 1, samples=True).tried
     assert [t.on("d1").excess for t in tried] == [pytest.approx(0.17), pytest.approx(-0.05)]
 
 
@@ -342,7 +342,7 @@ def test_of_several_ways_to_run_a_variant_the_best_one_counts() -> None:
     fast = Evidence(screened={more[0].key: launch(more[0].key, 250_000), group.entries[1].key: launch(group.entries[1].key, 500_000)})
     crashed = replace(fast, failures={more[0].key: Failure(FailureKind.CRASH, "", Stage.RUN)})
     for known, gain in ((fast, math.log(4)), (crashed, math.log(2))):
-        (tried,) = feedback.results([[outcome(FIRST[1], plan_of("fine"))]], [group], {group.id: known}, 1).tried
+        (tried,) = feedback.results([[outcome(FIRST[1], plan_of("fine"))]], [group], {group.id: known}, 1, samples=True).tried
         assert tried.on("d1").gain == pytest.approx(gain)
 
 
@@ -356,7 +356,7 @@ def test_trouble_is_another_limit_or_a_failure() -> None:
     known = world.evidence(group)
     known = replace(known, failures={entry(FIRST[4]).key: Failure(FailureKind.CRASH, "", Stage.RUN)})
     looks = [[outcome(t, plan_of(t.name)) for t in FIRST[2:]]]
-    lossy, alike, slow = (t.on("d1").trouble for t in feedback.results(looks, [group], {group.id: known}, 1).tried)
+    lossy, alike, slow = (t.on("d1").trouble for t in feedback.results(looks, [group], {group.id: known}, 1, samples=True).tried)
     assert lossy == ""
     assert alike.startswith("size_mib 0.72")
     assert slow == "crash"
