@@ -130,7 +130,7 @@ class Pass(Protocol):
         parameters: model of its parameters, all with defaults.
         evidence: what proves a change (see `optimizer.checks`): integer, float16, structure, format, or own: the pass itself looks.
         must_change: without that evidence the output is UNCHANGED; a pass that need not change is a normaliser, just skipped.
-        drift: largest allowed relative L2 distance of outputs to the parent's, over the probe samples.
+        drift: largest allowed relative L2 distance of outputs to the parent's, over the probe samples; infinite = any that is finite.
     """
 
     name: ClassVar[str]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from optimizer.passes import Changed, Context, PassFailure
-from optimizer.training.parameters import TrainingParameters
+from optimizer.training.parameters import ANY_DRIFT, TrainingParameters
 
 if TYPE_CHECKING:
     from optimizer.dataset import Dataset
@@ -37,7 +37,7 @@ class Distill:
     """Knowledge distillation."""
 
     name: ClassVar[str] = "distill"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"
@@ -46,7 +46,7 @@ class Distill:
     parameters: ClassVar[type[DistillParameters]] = DistillParameters
     evidence: ClassVar[str] = "structure"
     must_change: ClassVar[bool] = True
-    drift: ClassVar[float] = 1.0
+    drift: ClassVar[float] = ANY_DRIFT
 
     def run(self, source: Path, out_dir: Path, parameters: DistillParameters, calibration: Dataset | None, context: Context) -> Changed:
         """Slims, then trains for `epochs`. Raises PassFailure where labels alone are to be learnt from and there are none."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from optimizer.passes import Changed, Context
-from optimizer.training.parameters import TrainingParameters
+from optimizer.training.parameters import ANY_DRIFT, TrainingParameters
 
 if TYPE_CHECKING:
     from optimizer.dataset import Dataset
@@ -34,7 +34,7 @@ class PruneStructured:
     """Structured pruning, with recovery by distillation."""
 
     name: ClassVar[str] = "prune_structured"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"
@@ -43,7 +43,7 @@ class PruneStructured:
     parameters: ClassVar[type[PruneStructuredParameters]] = PruneStructuredParameters
     evidence: ClassVar[str] = "structure"
     must_change: ClassVar[bool] = True
-    drift: ClassVar[float] = 1.0
+    drift: ClassVar[float] = ANY_DRIFT
 
     def run(
         self, source: Path, out_dir: Path, parameters: PruneStructuredParameters, calibration: Dataset | None, context: Context

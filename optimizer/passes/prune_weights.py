@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from optimizer.passes import Changed, Context
-from optimizer.training.parameters import TrainingParameters
+from optimizer.training.parameters import ANY_DRIFT, TrainingParameters
 
 if TYPE_CHECKING:
     from optimizer.dataset import Dataset
@@ -41,7 +41,7 @@ class PruneWeights:
     """Unstructured and 2:4 pruning, with recovery by distillation."""
 
     name: ClassVar[str] = "prune_weights"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"
@@ -50,7 +50,7 @@ class PruneWeights:
     parameters: ClassVar[type[PruneWeightsParameters]] = PruneWeightsParameters
     evidence: ClassVar[str] = "structure"
     must_change: ClassVar[bool] = True
-    drift: ClassVar[float] = 1.0
+    drift: ClassVar[float] = ANY_DRIFT
 
     def run(
         self, source: Path, out_dir: Path, parameters: PruneWeightsParameters, calibration: Dataset | None, context: Context

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from optimizer.passes import Changed, Context
-from optimizer.training.parameters import TrainingParameters
+from optimizer.training.parameters import ANY_DRIFT, TrainingParameters
 
 if TYPE_CHECKING:
     from optimizer.dataset import Dataset
@@ -32,7 +32,7 @@ class QuantizeAware:
     """Quantisation-aware training with distillation."""
 
     name: ClassVar[str] = "quantize_aware"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"
@@ -41,7 +41,7 @@ class QuantizeAware:
     parameters: ClassVar[type[QuantizeAwareParameters]] = QuantizeAwareParameters
     evidence: ClassVar[str] = "structure"
     must_change: ClassVar[bool] = True
-    drift: ClassVar[float] = 1.0
+    drift: ClassVar[float] = ANY_DRIFT
 
     def run(
         self, source: Path, out_dir: Path, parameters: QuantizeAwareParameters, calibration: Dataset | None, context: Context

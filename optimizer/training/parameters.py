@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -10,6 +11,9 @@ from optimizer.passes import PassParameters
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+# Softmax does not see what is added to all logits of a sample, and labels say nothing of how large they are: a network that learned what
+# was asked may be any distance from its teacher. Its validation loss and the accuracy on devices tell how good it is.
+ANY_DRIFT = math.inf
 
 
 class TrainingParameters(PassParameters):

@@ -13,7 +13,7 @@ import pytest
 from edgefarm.model import FailureKind
 from optimizer import checks
 from optimizer.dataset import Dataset
-from optimizer.passes import PassFailure, load_path
+from optimizer.passes import PassFailure, load_pass, load_path
 from optimizer.source import Signature, TensorSpec
 from tests import models_optimizer as zoo
 from tests import zoo as zoo_of_oddities
@@ -63,6 +63,21 @@ def test_drift_beyond_the_limit(tmp_path: Path) -> None:
     assert found.kind is FailureKind.NUMERIC
     assert "output 'logits' is off by" in found.detail
     assert "allowed is 0.1" in found.detail
+
+
+@pytest.mark.parametrize("name", ["prune_structured", "prune_weights", "distill", "quantize_aware"])
+def test_what_was_trained_may_be_any_finite_distance_away(tmp_path: Path, name: str) -> None:
+    """Ten times the logits are the same classes; a network that learned from labels has logits of its own size."""
+    used = replace_evidence(load_pass(name))
+    told = checks.check(*files(tmp_path, scaled(10.0)), used, PROBE)
+    assert told is not None
+    assert told > 1
+    assert failure(tmp_path, scaled(np.nan), used).kind is FailureKind.NUMERIC
+
+
+def replace_evidence(used: Any) -> Any:
+    """The pass with evidence that a change of weights alone gives."""
+    return type("FakeEvidence", (type(used),), {"evidence": "structure"})()
 
 
 def classifier(folder: Path, name: str, scale: float, noise: float) -> Path:
