@@ -34,7 +34,7 @@ class PruneStructured:
     """Structured pruning, with recovery by distillation."""
 
     name: ClassVar[str] = "prune_structured"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     writes: ClassVar[str] = ""
     extra: ClassVar[str] = "torch"

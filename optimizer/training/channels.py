@@ -118,6 +118,7 @@ def _prune(network: Network, example: Sequence[Any], shears: Shears, loss: Calla
             unwrapped_parameters=[(p, _widest(p)) for p in network.constants.parameters()],
             root_module_types=[nn.modules.conv._ConvNd, nn.Linear],
         )
+        pruner._round_to = _at_least_one  # the library rounds few channels down to none, and then leaves the layer whole
         if shears.importance == "taylor":
             network.zero_grad()
             loss(network).backward()
@@ -130,6 +131,12 @@ def _prune(network: Network, example: Sequence[Any], shears: Shears, loss: Calla
         pruner.step()
     with torch.no_grad():
         network(*example)
+
+
+def _at_least_one(out: int, channels: int, multiple: int) -> int:
+    """How many channels to take out so that a multiple is left, at the least one."""
+    left = max(channels - out, 0) // multiple * multiple
+    return max(0, channels - max(left, multiple))
 
 
 def _ranking(importance: str) -> Any:

@@ -385,3 +385,11 @@ def test_the_network_is_a_copy_of_the_graph() -> None:
     network = Network(model)
     assert network.to_model() == model
     assert network.to_model() is not model
+
+
+@pytest.mark.parametrize(
+    ("out", "channels_", "multiple", "left"),
+    [(16, 32, 8, 16), (29, 32, 8, 8), (32, 32, 8, 8), (115, 128, 8, 8), (10, 32, 8, 16), (3, 4, 8, 4)],
+)
+def test_a_multiple_of_channels_is_left_and_at_least_one(out: int, channels_: int, multiple: int, left: int) -> None:
+    assert channels_ - channels._at_least_one(out, channels_, multiple) == left
