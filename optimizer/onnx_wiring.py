@@ -86,6 +86,14 @@ def name_nodes(model: Any) -> None:
         taken.add(node.name)
 
 
+def save_named(model: Any, work_dir: Path) -> Path:
+    """Names the nodes, and writes the model for a tool that reads files."""
+    name_nodes(model)
+    file, large = work_dir / "named.onnx", onnx_files.is_large(model)
+    onnx.save_model(model, str(file), save_as_external_data=large, location="named.onnx.data" if large else None)
+    return file
+
+
 def part(model: Any, target: str) -> Any:
     """The part of a model that computes the tensor `target`, its only output."""
     producer = {output: index for index, node in enumerate(model.graph.node) for output in node.output}

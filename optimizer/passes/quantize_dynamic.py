@@ -90,15 +90,11 @@ def _quantize(prepared: Path, parameters: DynamicParameters, work_dir: Path, *, 
 
 def _mixed(prepared: Path, parameters: DynamicParameters, calibration: Dataset, work_dir: Path, *, large: bool) -> tuple[Any, str]:
     """The quantised model without its most harmful layers, and which these are, for people."""
-    import onnx
-
     from optimizer import gemm_rewrite, onnx_files, onnx_wiring, sensitivity
 
     plain = onnx_files.load(prepared)
     gemm_rewrite.to_matmul(plain)  # as the quantiser would, under names that are known before
-    onnx_wiring.name_nodes(plain)
-    named = work_dir / "named.onnx"
-    onnx.save_model(plain, str(named), save_as_external_data=large, location="named.onnx.data" if large else None)
+    named = onnx_wiring.save_named(plain, work_dir)
     plain = onnx_files.load(named)
     whole = _quantize(named, parameters, work_dir, large=large)
     layers = sensitivity.rank_dynamic(plain, whole, calibration, parameters.float_layers, work_dir)

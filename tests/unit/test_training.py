@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from edgefarm.model import FailureKind
+from optimizer import onnx_files
 from optimizer.dataset import Dataset
 from optimizer.passes import Context, PassFailure
 from optimizer.training import channels, fake_quant, norms, zeros
@@ -29,6 +30,7 @@ from optimizer.training.network import Network
 from optimizer.training.parameters import TrainingParameters
 from optimizer.training.samples import Samples, blend
 from tests import models_optimizer as zoo
+from tests.examples import FASHION
 
 N = 48
 
@@ -393,3 +395,16 @@ def test_the_network_is_a_copy_of_the_graph() -> None:
 )
 def test_a_multiple_of_channels_is_left_and_at_least_one(out: int, channels_: int, multiple: int, left: int) -> None:
     assert channels_ - channels._at_least_one(out, channels_, multiple) == left
+
+
+def test_a_bolder_ratio_never_leaves_more(tmp_path: Path) -> None:
+    """Layers of 32 channels at .9 would be rounded down to none, and stay whole."""
+    model = onnx_files.load(onnx_files.prepare(FASHION / "model.onnx", tmp_path, opset=11))
+    sizes = []
+    for ratio in (0.5, 0.7, 0.9):
+        network, example = Network(model), [torch.zeros(1, 1, 28, 28)]
+        network.relax_reshapes(example)
+        sizes.append(channels.prune(network, example, channels.Shears(ratio), lambda n: None)[1])
+    assert sorted((s.weights[1], s.products[1]) for s in sizes) == [(s.weights[1], s.products[1]) for s in reversed(sizes)]
+    assert sizes[-1].weights[1] < 0.05 * sizes[-1].weights[0]
+    assert sizes[-1].products[1] < sizes[0].products[1]
